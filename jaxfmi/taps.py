@@ -1,5 +1,260 @@
-"""Look inside a JAX function: capture, edit and re-rule the values it computes."""
+"""Look inside a JAX function: capture, edit and re-rule the values it computes.
 
-from jax.ad_checkpoint import checkpoint_name as tag
+One small jaxpr interpreter, ``rewrite``, seen from three sides:
 
-__all__ = ["tag"]
+* ``capture(f, "stage4")``        also returns the value tagged ``"stage4"``;
+* ``edit(f, {"stage4": fn})``     passes that value through ``fn`` on its way;
+* ``rewrite(f, rule)``            replaces operations, e.g. every ReLU.
+
+A tag is ``jax.ad_checkpoint.checkpoint_name``: an identity that carries a name through ``jit``,
+``vmap`` and ``grad``. Any JAX function can use it; nothing in this file knows about Flax.
+"""
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
+
+#: Returned by a rule: open this function (a ``custom_jvp``, say) and offer what is inside it.
+INSIDE = object()
+
+_OPENED = ("jit", "pjit", "closed_call", "checkpoint", "remat", "remat2")
+_FUNCTIONS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")
+
+
+class Op(NamedTuple):
+    """One operation of a traced function: a primitive, or a named function such as ``relu``."""
+
+    name: str  #: the primitive's name, or the function's: "conv_general_dilated", "relu", ...
+    primitive: str  #: always the primitive's name: "custom_jvp_call" for relu
+    tag: str | None  #: the name, if this operation is a tag
+    dynamic: tuple[bool, ...]  #: which operands depend on the arguments of the traced function
+    params: Mapping[str, Any]
+    bind: Callable[..., Any]
+
+    def __call__(self, *operands):
+        """Compute the operation itself."""
+        return self.bind(*operands)
+
+
+Rule = Callable[..., Any]
+"""``rule(op, *operands) -> output``, ``NotImplemented`` to leave the operation, or ``INSIDE``."""
+
+
+def tag(value: jax.Array, name: str) -> jax.Array:
+    """Name an activation; the value is unchanged.
+
+    Args:
+      value: an array of any shape.
+      name: unique within one call of the function that is explained.
+    """
+    return checkpoint_name(value, name)
+
+
+def rewrite(f: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
+    """Make ``f`` with every operation first offered to ``rule(op, *operands)``.
+
+    The rule returns the operation's output (a list if it has several), ``NotImplemented`` to leave
+    it as it is, or ``INSIDE`` to have a ``custom_jvp`` or ``custom_vjp`` function opened, which
+    drops its custom derivative. ``jit`` and ``remat`` are opened unless the rule replaces them;
+    loops and branches (``scan``, ``while``, ``cond``) are single operations.
+
+    A rule may hand values of its own type to later operations; then it has to answer for every
+    operation that meets one.
+    """
+
+    @functools.wraps(f)
+    def rewritten(*args):
+        closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
+        leaves = jax.tree.leaves(args)
+        outs, _ = _run(closed.jaxpr, closed.consts, leaves, [True] * len(leaves), rule)
+        return jax.tree.unflatten(jax.tree.structure(shape), outs)
+
+    return rewritten
+
+
+def capture(f: Callable[..., Any], *names: str) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """Make ``f`` also return tagged values: ``capture(f, *names)(x) -> f(x), {name: value}``.
+
+    Raises:
+      ValueError: a name occurs more than once, is not there, or is inside a loop.
+    """
+
+    @functools.wraps(f)
+    def captured(*args):
+        found = {}
+
+        def rule(op, *operands):
+            if op.tag in names:
+                if op.tag in found:
+                    raise ValueError(f"tag {op.tag!r} occurs more than once")
+                found[op.tag] = operands[0]
+            return NotImplemented
+
+        out = rewrite(f, rule)(*args)
+        for name in names:
+            if name not in found:
+                raise ValueError(_missing(name, f, args))
+        return out, found
+
+    return captured
+
+
+def edit(
+    f: Callable[..., Any], edits: Mapping[str, Callable[[jax.Array], jax.Array]]
+) -> Callable[..., Any]:
+    """Make ``f`` with the value of each tag ``n`` in ``edits`` replaced by ``edits[n](value)``.
+
+    The new value keeps its tag, so that edits and captures compose, and takes the dtype of the old
+    one. Under ``jit``, what only led to a value that is replaced is not computed.
+
+    Raises:
+      ValueError: a name is not there, is inside a loop, or its new value has another shape.
+    """
+
+    @functools.wraps(f)
+    def edited(*args):
+        met = set()
+
+        def rule(op, *operands):
+            if op.tag not in edits:
+                return NotImplemented
+            met.add(op.tag)
+            old, new = operands[0], edits[op.tag](operands[0])
+            if new.shape != old.shape:
+                raise ValueError(f"tag {op.tag!r} has shape {old.shape}, its new value {new.shape}")
+            return op(new.astype(old.dtype))
+
+        out = rewrite(f, rule)(*args)
+        for name in edits:
+            if name not in met:
+                raise ValueError(_missing(name, f, args))
+        return out
+
+    return edited
+
+
+def tags(f: Callable[..., Any], *args) -> dict[str, tuple[int, ...]]:
+    """List the tags that ``f(*args)`` meets, in order, with their shapes; nothing is computed."""
+    found = {}
+
+    def rule(op, *operands):
+        if op.tag:
+            found[op.tag] = operands[0].shape
+        return NotImplemented
+
+    jax.eval_shape(rewrite(f, rule), *args)
+    return found
+
+
+def depends(f: Callable[..., Any], *args, cut: Iterable[str] = ()) -> bool:
+    """Whether ``f(*args)`` depends on its first argument in any way but through the tags ``cut``.
+
+    Decided from the traced program, so a way that happens to carry zeros counts.
+    """
+    first, *others = args
+    closed = jax.make_jaxpr(lambda x: f(x, *others))(first)
+
+    def reach(*leaves):
+        every = [True] * len(leaves)
+        outs, dynamic = _run(closed.jaxpr, closed.consts, leaves, every, _leave, frozenset(cut))
+        found.extend(dynamic)
+        return outs
+
+    found: list[bool] = []
+    jax.eval_shape(reach, *jax.tree.leaves(first))
+    return any(found)
+
+
+def _leave(op, *operands):
+    return NotImplemented
+
+
+def _run(jaxpr, consts, args, dynamic, rule, cut=frozenset()):
+    """Evaluate a jaxpr through a rule; ``dynamic`` ends at the tags in ``cut``."""
+    env = dict(zip(jaxpr.constvars, ((c, False) for c in consts), strict=True))
+    env |= zip(jaxpr.invars, zip(args, dynamic, strict=True), strict=True)
+
+    def read(v):
+        return (v.val, False) if isinstance(v, core.Literal) else env[v]
+
+    for eqn in jaxpr.eqns:
+        operands, dyn = zip(*map(read, eqn.invars), strict=True) if eqn.invars else ((), ())
+        op = _op(eqn, dyn)
+        out = rule(op, *operands)
+        if out is INSIDE or (out is NotImplemented and op.primitive in _OPENED):
+            outs, dyns = _run(*_body(eqn), operands, dyn, rule, cut)
+        else:
+            out = op(*operands) if out is NotImplemented else out
+            outs = out if isinstance(out, list | tuple) and not hasattr(out, "_fields") else [out]
+            dyns = [any(dyn) and op.tag not in cut] * len(outs)
+        env |= zip(eqn.outvars, zip(outs, dyns, strict=True), strict=True)
+    results = [read(v) for v in jaxpr.outvars]
+    return [out for out, _ in results], [dyn for _, dyn in results]
+
+
+def _body(eqn):
+    """The jaxpr inside a function call, and its constants."""
+    inner = eqn.params["call_jaxpr" if "call_jaxpr" in eqn.params else "jaxpr"]
+    return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+
+
+def _op(eqn, dynamic) -> Op:
+    primitive = eqn.primitive.name
+    name = primitive
+    if primitive in ("jit", "pjit"):
+        name = eqn.params["name"]
+    elif primitive in _FUNCTIONS:
+        name = eqn.params["call_jaxpr"].jaxpr.debug_info.func_name
+
+    def bind(*operands):
+        with eqn.ctx.manager:
+            return eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+
+    tag_name = eqn.params["name"] if primitive == "name" else None
+    return Op(name, primitive, tag_name, tuple(dynamic), eqn.params, bind)
+
+
+def _missing(name: str, f, args) -> str:
+    """Say why there is no tag ``name`` in ``f(*args)``, and which tags there are."""
+    for hidden, where in _hidden(jax.make_jaxpr(f)(*args).jaxpr):
+        if hidden == name:
+            return (
+                f"tag {name!r} is inside a {where}, where single values cannot be reached; "
+                "unroll the loop, or tag a value outside it"
+            )
+    found = tags(f, *args)
+    if not found:
+        return (
+            f"no tag {name!r}: this function has no tags; name its activations with jaxfmi.tag, "
+            "or let jaxfmi.tag_modules name the outputs of its modules"
+        )
+    return f"no tag {name!r}{suggestion(name, found)}; there are {listing(found)}"
+
+
+def _hidden(jaxpr, where="") -> Iterator[tuple[str, str]]:
+    """Tags inside operations that are not opened, each with the name of that operation."""
+    for eqn in jaxpr.eqns:
+        if where and eqn.primitive.name == "name":
+            yield eqn.params["name"], where
+        around = where or ("" if eqn.primitive.name in _OPENED else eqn.primitive.name)
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from _hidden(inner, around)
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Give " (did you mean 'stage4'?)", or nothing where no name comes close."""
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def listing(found: Mapping[str, tuple[int, ...]], most: int = 40) -> str:
+    """Give "'stem' (112, 112, 64), 'stage1' (56, 56, 64)", cut in the middle if very long."""
+    names = [f"{name!r} {shape}" for name, shape in found.items()]
+    if len(names) > most:
+        names[most // 2 : -most // 2] = [f"... {len(names) - most} more ..."]
+    return ", ".join(names)

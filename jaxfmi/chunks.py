@@ -1,0 +1,50 @@
+"""Evaluate a function many times in chunks: the one place where memory is bounded.
+
+The result does not depend on the chunk. ``chunk=None`` evaluates all at once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def chunk_map(f: Callable[..., Any], xs, chunk: int | None) -> Any:
+    """Stack ``f(x)`` over the leading axis of ``xs`` (an array or a tree of arrays)."""
+    if _check(chunk) is None or chunk >= _length(xs):
+        return jax.vmap(f)(xs)
+    return jax.lax.map(f, xs, batch_size=chunk)
+
+
+def chunk_mean(f: Callable[..., Any], xs, chunk: int | None) -> Any:
+    """Average ``f(x)`` over the leading axis of ``xs``; no more than a chunk of values is kept."""
+    n = _length(xs)
+    size = min(_check(chunk) or n, n)
+
+    def total(part):
+        return jax.tree.map(lambda y: y.sum(0), jax.vmap(f)(part))
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, total(part)), None
+
+    whole = n - n % size
+    if whole == size:
+        sums = total(jax.tree.map(lambda x: x[:size], xs))
+    else:
+        parts = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), xs)
+        shapes = jax.eval_shape(total, jax.tree.map(lambda p: p[0], parts))
+        sums, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), parts)
+    if whole < n:
+        sums, _ = add(sums, jax.tree.map(lambda x: x[whole:], xs))
+    return jax.tree.map(lambda y: y / n, sums)
+
+
+def _check(chunk: int | None) -> int | None:
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is a number of evaluations at a time, at least 1; got {chunk}")
+    return chunk
+
+
+def _length(xs) -> int:
+    return jax.tree.leaves(xs)[0].shape[0]

@@ -1,0 +1,173 @@
+"""What explainers share: their shape, the checks of their input, and the way to a layer.
+
+An explainer is a function transform, shaped like ``jax.grad``:
+``method(score, layer, **options)(x, *args) -> heatmap``, one image at a time. The batch is
+``jax.vmap`` and the compilation is ``jax.jit``.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, Literal, ParamSpec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfmi import taps
+
+Score = Callable[..., jax.Array]
+"""``(x [H, W, C], *args) -> scalar``: all that an explainer knows about a model."""
+
+Explainer = Callable[..., Any]
+"""``(x [H, W, C], *args) -> heatmap [H, W]``, or a list of heatmaps for a list of layers."""
+
+Layers = str | Sequence[str]
+"""A tag, several tags, or ``"auto"``: the last spatial activation."""
+
+Size = Literal["input"] | tuple[int, int] | None
+"""Size of the heatmap: that of the input, a given one, or None for that of the layer."""
+
+P = ParamSpec("P")
+HW = (-3, -2)  # the spatial axes of an activation [h, w, K]
+
+
+def explainer(
+    method: Callable[Concatenate[Score, P], Explainer],
+) -> Callable[Concatenate[Score, P], Explainer]:
+    """Decorate a method so that bad input is an error that says what is wrong with it."""
+
+    @functools.wraps(method)
+    def checked_method(score: Score, *args: P.args, **options: P.kwargs) -> Explainer:
+        explain = method(_scalar(score), *args, **options)
+
+        @functools.wraps(explain)
+        def checked(x, *args, **kwargs):
+            x = check_image(x)
+            getattr(score, "check", _accept)(x, *args)
+            return explain(x, *args, **kwargs)
+
+        checked.__name__ = checked.__qualname__ = method.__name__
+        return checked
+
+    return checked_method
+
+
+def check_image(x) -> jax.Array:
+    """One image [H, W, C] of finite floats, or an error.
+
+    Raises:
+      ValueError: another rank, not floating point, or (outside ``jit``) NaN or infinite values.
+    """
+    x = jnp.asarray(x)
+    if x.ndim != 3:
+        raise ValueError(
+            f"expected one image [H, W, C], got an array of shape {x.shape}"
+            + ("; use jaxfmi.batched or jax.vmap for a batch" if x.ndim == 4 else "")
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"expected a float image, got {x.dtype}; preprocess it for the model")
+    check_finite(x, "the image")
+    return x
+
+
+def check_finite(x, what: str) -> None:
+    """Raise a ValueError if an array whose values are known holds NaN or infinity."""
+    if not isinstance(x, jax.core.Tracer) and not (finite := np.isfinite(x)).all():
+        raise ValueError(f"{what} has {np.size(x) - finite.sum()} values that are NaN or infinite")
+
+
+def _accept(*args) -> None:
+    """Accept any arguments: the check of a score that brings none."""
+
+
+def _scalar(score: Score) -> Score:
+    @functools.wraps(score)
+    def scalar(*args):
+        if shape := jnp.shape(y := score(*args)):
+            raise ValueError(
+                f"a score is one number per image, this one has shape {shape}; pick a class, "
+                "e.g. with jaxfmi.class_score(model)"
+            )
+        return y
+
+    return scalar
+
+
+def layer_names(score: Score, layer: Layers, x, *args) -> list[str]:
+    """Resolve ``"auto"`` to the last spatial activation, and one name to a list of one.
+
+    Raises:
+      ValueError: ``"auto"``, and no tagged value has two spatial axes larger than 1.
+    """
+    if layer != "auto":
+        return [layer] if isinstance(layer, str) else list(layer)
+    found = taps.tags(score, x, *args)
+    spatial = [n for n, s in found.items() if len(_hwk(s)) == 3 and max(_hwk(s)[:2]) > 1]
+    if not spatial:
+        raise ValueError(
+            "layer='auto' needs a tagged activation [h, w, K]; "
+            + (f"there are {taps.listing(found)}" if found else "this function has no tags")
+            + "; name one with jaxfmi.tag, or all modules with jaxfmi.tag_modules"
+        )
+    return spatial[-1:]
+
+
+def per_layer(explain_layers: Callable[..., list], layer: Layers) -> Explainer:
+    """Turn ``explain_layers(x, *args) -> list`` into an explainer: one map for one layer."""
+
+    def explain(x, *args, **kwargs):
+        maps = explain_layers(x, *args, **kwargs)
+        return maps[0] if isinstance(layer, str) else maps
+
+    return explain
+
+
+def activation(score: Score, name: str, x, *args) -> jax.Array:
+    """Give the activation [h, w, K] at a tag, in float32 or wider."""
+    return _spatial(name, taps.capture(score, name)(x, *args)[1][name])
+
+
+def head(score: Score, name: str, x, *args) -> Callable[[jax.Array], jax.Array]:
+    """Give the score as a function of the activation [h, w, K] at a tag.
+
+    Skips around the layer are kept; under ``jit`` what only led to the layer is not computed.
+    """
+    return lambda a: taps.edit(score, {name: lambda old: a.reshape(old.shape)})(x, *args)
+
+
+def activations_and_gradients(
+    score: Score, names: Sequence[str], x, *args
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Give the activations [h, w, K] at tags and the score's gradients there.
+
+    One forward and one backward pass for all layers: the gradients are those with respect to
+    zeros added at every tag, and the backward pass ends at the shallowest of them.
+    """
+
+    def shifted(deltas):
+        edits = {name: functools.partial(jnp.add, delta) for name, delta in deltas.items()}
+        return taps.capture(taps.edit(score, edits), *names)(x, *args)
+
+    shapes = jax.eval_shape(taps.capture(score, *names), x, *args)[1]
+    zeros = {name: jnp.zeros(s.shape, _wide(s.dtype)) for name, s in shapes.items()}
+    grads, found = jax.grad(shifted, has_aux=True)(zeros)
+    return [_spatial(n, found[n]) for n in names], [_spatial(n, grads[n]) for n in names]
+
+
+def _spatial(name: str, a: jax.Array) -> jax.Array:
+    if len(shape := _hwk(a.shape)) != 3:
+        raise ValueError(
+            f"layer {name!r} has shape {a.shape}; expected an activation [h, w, K], "
+            "with a leading batch axis of 1 or none"
+        )
+    return a.reshape(shape).astype(_wide(a.dtype))
+
+
+def _hwk(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop a leading batch axis of 1."""
+    return shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
+
+
+def _wide(dtype):
+    """At least float32, whatever the model computes in."""
+    return jnp.promote_types(dtype, jnp.float32)

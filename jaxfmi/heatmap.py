@@ -1,0 +1,87 @@
+"""Heatmaps: bring them to a size, to [0, 1] for display, together, and onto a picture.
+
+A heatmap is the method's own values, float32 [H, W], signed where the method is signed. Nothing in
+the library scales one unless it is asked to, with the functions of this file.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfmi.explainer import Size
+
+
+def resize(heatmap: jax.Array, size: Size, x: jax.Array | None = None) -> jax.Array:
+    """Resize bilinearly: half-pixel centres, edges clamped, no antialiasing when it shrinks.
+
+    Equal to OpenCV's and to PyTorch's ``align_corners=False``.
+
+    Args:
+      heatmap: [h, w].
+      size: (H, W); ``"input"`` for the size of ``x`` [H, W, C]; None leaves the map as it is.
+      x: the image, for ``"input"``.
+    """
+    if size is None:
+        return heatmap
+    if size == "input":
+        assert x is not None, "size='input' goes with the image"
+        size = x.shape[:2]
+    return jax.image.resize(heatmap, size, "bilinear", antialias=False)
+
+
+def unit(heatmap: jax.Array) -> jax.Array:
+    """Scale a map [H, W] to [0, 1] by its minimum and maximum; a constant map becomes zeros."""
+    low, high = heatmap.min(), heatmap.max()
+    return divide(heatmap - low, high - low)
+
+
+def divide(p, q) -> jax.Array:
+    """Divide, with 0 where ``q`` is 0; clean under ``grad`` and ``jax_debug_nans``."""
+    return jnp.where(q == 0, 0.0, p / jnp.where(q == 0, 1.0, q))
+
+
+def tanh_max(heatmaps: Sequence[jax.Array]) -> jax.Array:
+    """Fuse non-negative maps [H, W] of several layers: element-wise maximum of tanh(2 M / max M).
+
+    As LayerCAM (Jiang, Zhang, Hou, Cheng and Wei, 2021) fuses shallow layers with deep ones;
+    recalled, the paper's text was not available. A map without positive values stays out.
+    """
+    scaled = [jnp.tanh(2 * divide(m, m.max())) for m in map(jax.nn.relu, heatmaps)]
+    return jnp.stack(scaled).max(0)
+
+
+def overlay(
+    image: np.ndarray, heatmap: np.ndarray, *, colormap: str = "auto", strength: float = 0.6
+) -> np.ndarray:
+    """Lay a map over a picture.
+
+    A map with negative values is shown in a diverging colour map, symmetric about 0, where 0
+    leaves the picture as it is; another from 0 to its maximum, where 0 is the map's dark end.
+
+    Args:
+      image: RGB in [0, 1], [H, W, 3].
+      heatmap: [h, w] of any size and scale, resized to the picture.
+      colormap: a name that matplotlib knows; ``"auto"`` takes ``jet``, for signed maps ``bwr``.
+      strength: share of the colours, 0 to 1.
+
+    Returns:
+      RGB in [0, 1], [H, W, 3].
+
+    Raises:
+      ValueError: the picture is not [H, W, 3].
+    """
+    import matplotlib
+
+    image = np.asarray(image, np.float32)
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(f"expected a picture [H, W, 3], got shape {image.shape}")
+    heat = np.asarray(resize(jnp.asarray(heatmap, jnp.float32), image.shape[:2]))
+    signed = heat.min() < 0
+    heat = heat / (np.abs(heat).max() or 1.0)
+    if colormap == "auto":
+        colormap = "bwr" if signed else "jet"
+    colours = matplotlib.colormaps[colormap]((heat + 1) / 2 if signed else heat)[..., :3]
+    share = strength * (np.abs(heat)[..., None] if signed else 1.0)
+    return ((1 - share) * image + share * colours).astype(np.float32)
