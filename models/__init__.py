@@ -1,1 +1,100 @@
-"""Placeholder."""
+"""Networks in Flax NNX whose layers have names, the pictures they expect, and their weights."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flax import nnx
+from jaxfmi.models.densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
+from jaxfmi.models.mobilenet import MobileNet, mobilenet_v1, mobilenet_v2
+from jaxfmi.models.preprocess import CAFFE, CIFAR, IMAGENET, TENSORFLOW, Preprocess
+from jaxfmi.models.pretrained import load, save
+from jaxfmi.models.resnet import (
+    ResNet,
+    cifar_resnet20,
+    cifar_resnet32,
+    cifar_resnet44,
+    cifar_resnet56,
+    cifar_resnet110,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+)
+from jaxfmi.models.squeezenet import SqueezeNet, squeezenet1_0, squeezenet1_1
+from jaxfmi.models.vgg import (
+    VGG,
+    vgg11,
+    vgg11_bn,
+    vgg13,
+    vgg13_bn,
+    vgg16,
+    vgg16_bn,
+    vgg19,
+    vgg19_bn,
+)
+
+
+class Entry(NamedTuple):
+    """A network by name: what makes it, and what its usual weights expect of a picture."""
+
+    build: Callable[..., nnx.Module]
+    preprocess: Preprocess
+
+
+MODELS: dict[str, Entry] = {
+    build.__name__: Entry(build, preprocess)
+    for preprocess, builds in {
+        IMAGENET: (
+            *(vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn),
+            *(resnet18, resnet34, resnet50, resnet101, resnet152),
+            *(squeezenet1_0, squeezenet1_1, mobilenet_v1, mobilenet_v2),
+            *(densenet121, densenet161, densenet169, densenet201),
+        ),
+        CIFAR: (cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110),
+    }.items()
+    for build in builds
+}
+
+__all__ = [
+    "CAFFE",
+    "CIFAR",
+    "IMAGENET",
+    "MODELS",
+    "TENSORFLOW",
+    "VGG",
+    "DenseNet",
+    "Entry",
+    "MobileNet",
+    "Preprocess",
+    "ResNet",
+    "SqueezeNet",
+    "cifar_resnet20",
+    "cifar_resnet32",
+    "cifar_resnet44",
+    "cifar_resnet56",
+    "cifar_resnet110",
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "load",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "save",
+    "squeezenet1_0",
+    "squeezenet1_1",
+    "vgg11",
+    "vgg11_bn",
+    "vgg13",
+    "vgg13_bn",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
+]

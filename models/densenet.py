@@ -1,0 +1,140 @@
+"""DenseNet-BC (Huang et al., 2017), as in torchvision: each layer sees all before it."""
+
+import re
+from collections.abc import Sequence
+from itertools import product
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxfmi.models.layers import ConvNorm, Options, batch_norm, he_normal, max_pool
+
+from jaxfmi.taps import tag
+
+
+class NormConv(nnx.Module):
+    """Batch normalisation, ReLU, convolution: `[N, H, W, inputs] -> [N, H, W, outputs]`."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, dtype, rngs: nnx.Rngs):
+        self.norm = batch_norm(inputs, dtype=dtype, rngs=rngs)
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (kernel, kernel),
+            padding=kernel // 2,
+            use_bias=False,
+            kernel_init=he_normal,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the convolution of the normalised and rectified `x`."""
+        return self.conv(jax.nn.relu(self.norm(x)))
+
+
+class DenseLayer(nnx.Module):
+    """A 1×1 convolution to four times the growth, then a 3×3 one to the growth."""
+
+    def __init__(self, inputs: int, growth: int, *, dtype, rngs: nnx.Rngs):
+        self.conv1 = NormConv(inputs, 4 * growth, 1, dtype=dtype, rngs=rngs)
+        self.conv2 = NormConv(4 * growth, growth, 3, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[N, H, W, inputs] -> [N, H, W, growth]`: the new features alone."""
+        return self.conv2(self.conv1(x))
+
+
+class DenseNet(nnx.Module):
+    """A densely connected network `[N, H, W, channels] -> [N, num_classes]`, in evaluation mode.
+
+    Tags: `stem` (before the max pool); `block1/0` ... (a dense layer's new features), `block1`
+    (all of the block's features side by side), `transition1` (the transition's convolution,
+    before its average pool), ..., `block4`, and `norm5`, the last normalisation after its ReLU.
+    """
+
+    def __init__(
+        self,
+        growth: int,
+        depths: Sequence[int],
+        width: int = 64,
+        *,
+        num_classes: int = 1000,
+        channels: int = 3,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs | None = None,
+    ):
+        rngs = rngs or nnx.Rngs(0)
+        common = {"dtype": dtype, "rngs": rngs}
+        self.stem = ConvNorm(channels, width, 7, stride=2, **common)
+        self.blocks, self.transitions = nnx.List(), nnx.List()
+        for block, depth in enumerate(depths):
+            if block > 0:
+                self.transitions.append(NormConv(width, width // 2, 1, **common))
+                width //= 2
+            layers = (DenseLayer(width + i * growth, growth, **common) for i in range(depth))
+            self.blocks.append(nnx.List(layers))
+            width += depth * growth
+        self.norm5 = batch_norm(width, **common)
+        self.head = nnx.Linear(width, num_classes, **common)
+        self.eval()
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """The last feature map `[N, h, w, K]`."""
+        x = max_pool(tag(jax.nn.relu(self.stem(x)), "stem"), 3, 2, padding=1)
+        for b, layers in enumerate(self.blocks, 1):
+            for i, layer in enumerate(layers):
+                x = jnp.concatenate([x, tag(layer(x), f"block{b}/{i}")], axis=-1)
+            x = tag(x, f"block{b}")
+            if b <= len(self.transitions):
+                x = tag(self.transitions[b - 1](x), f"transition{b}")
+                x = nnx.avg_pool(x, (2, 2), (2, 2))
+        return tag(jax.nn.relu(self.norm5(x)), "norm5")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The logits `[N, num_classes]` of `x` `[N, H, W, channels]`, of any size from 29 up."""
+        return self.head(jnp.mean(self.features(x), axis=(1, 2)))
+
+    def names(self) -> dict[str, dict[str, str]]:
+        """Per convention, how files call each layer; timm's names are torchvision's.
+
+        torchvision's own files are older than its names: they have `norm.1` for `norm1`.
+        """
+        names = {
+            "stem.conv": "features.conv0",
+            "stem.norm": "features.norm0",
+            "norm5": "features.norm5",
+            "head": "classifier",
+        }
+        for b, layers in enumerate(self.blocks):
+            for i, n, part in product(range(len(layers)), (1, 2), ("norm", "conv")):
+                theirs = f"features.denseblock{b + 1}.denselayer{i + 1}.{part}{n}"
+                names[f"blocks.{b}.{i}.conv{n}.{part}"] = theirs
+        for b, part in product(range(len(self.transitions)), ("norm", "conv")):
+            names[f"transitions.{b}.{part}"] = f"features.transition{b + 1}.{part}"
+        old = {
+            ours: re.sub(r"(layer.*\.(norm|conv))", r"\1.", name) for ours, name in names.items()
+        }
+        return {"torchvision": names, "torchvision 2017": old}
+
+
+def densenet121(**options: Unpack[Options]) -> DenseNet:
+    """DenseNet-121 for 224×224 images; `options` as in `Options`."""
+    return DenseNet(32, (6, 12, 24, 16), **options)
+
+
+def densenet161(**options: Unpack[Options]) -> DenseNet:
+    """DenseNet-161 for 224×224 images; `options` as in `Options`."""
+    return DenseNet(48, (6, 12, 36, 24), 96, **options)
+
+
+def densenet169(**options: Unpack[Options]) -> DenseNet:
+    """DenseNet-169 for 224×224 images; `options` as in `Options`."""
+    return DenseNet(32, (6, 12, 32, 32), **options)
+
+
+def densenet201(**options: Unpack[Options]) -> DenseNet:
+    """DenseNet-201 for 224×224 images; `options` as in `Options`."""
+    return DenseNet(32, (6, 12, 48, 32), **options)

@@ -1,0 +1,142 @@
+"""What the networks share: a normalised convolution, poolings that are fast and exact, options."""
+
+from functools import partial, reduce
+from typing import Literal, TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+Padding = Literal["SYMMETRIC", "SAME"]
+
+he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+
+
+class Options(TypedDict, total=False):
+    """What every constructor takes.
+
+    num_classes: the number of logits (1000; 10 for the CIFAR networks).
+    channels: the number of channels of the input (3).
+    dtype: what is computed in, for example `jnp.bfloat16`; parameters stay float32 (None: float32).
+    rngs: where the initial parameters come from (None: `nnx.Rngs(0)`).
+    """
+
+    num_classes: int
+    channels: int
+    dtype: DTypeLike | None
+    rngs: nnx.Rngs | None
+
+
+class ConvNorm(nnx.Module):
+    """A convolution `[N, H, W, inputs] -> [N, h, w, outputs]`, then batch normalisation.
+
+    `norm=False` leaves the normalisation out and gives the convolution a bias; `bias` says
+    otherwise. `SYMMETRIC` padding is `kernel // 2` on both sides as in torch, `SAME` is
+    TensorFlow's, which at stride 2 pads an even input on its far side only. An integer is itself.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: Padding | int = "SYMMETRIC",
+        groups: int = 1,
+        norm: bool = True,
+        bias: bool | None = None,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (kernel, kernel),
+            strides=stride,
+            padding=kernel // 2 if padding == "SYMMETRIC" else padding,
+            feature_group_count=groups,
+            use_bias=not norm if bias is None else bias,
+            kernel_init=he_normal,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = batch_norm(outputs, dtype=dtype, rngs=rngs) if norm else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the normalised convolution of `x`, without an activation."""
+        x = self.conv(x)
+        return x if self.norm is None else self.norm(x)
+
+
+def batch_norm(features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """Batch normalisation with torch's defaults (its momentum 0.1 is 0.9 here)."""
+    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+
+@partial(jax.jit, static_argnames=("window", "stride", "padding", "ceil_mode"))
+def max_pool(
+    x: jax.Array, window: int, stride: int, padding: int = 0, ceil_mode: bool = False
+) -> jax.Array:
+    """Maximum over square windows of `x` `[..., H, W, C]`, as torch's `MaxPool2d`.
+
+    Computed as the maximum of shifted strided slices, along one axis and then the other: on a CPU
+    the gradient of XLA's windowed maximum is many times slower (benchmarks/max_pool.py).
+    `ceil_mode` keeps a last window that begins inside the picture and ends outside of it.
+
+    Where several entries of a window share its maximum, they share its gradient, halved at every
+    comparison of two equal values; torch gives all of it to the first. After a ReLU, the usual
+    place, ties are between zeros, whose gradient the ReLU stops in any case.
+    """
+    for axis in (-3, -2):
+        x = _max_along(x, x.ndim + axis, window, stride, padding, ceil_mode)
+    return x
+
+
+def _max_along(
+    x: jax.Array, axis: int, window: int, stride: int, padding: int, ceil_mode: bool
+) -> jax.Array:
+    size = x.shape[axis]
+    count = pooled_size(size, window, stride, padding, ceil_mode)
+    span = (count - 1) * stride + 1
+    beyond = max(span - 1 + window - padding - size, 0)
+    # The least finite value: -inf would turn into NaN where a method multiplies it by zero.
+    lowest = jnp.array(jnp.finfo(x.dtype).min, x.dtype)
+    edges = [(padding, beyond, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+    x = jax.lax.pad(x, lowest, edges)
+    shifts = (jax.lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window))
+    return reduce(jnp.maximum, shifts)
+
+
+def pooled_size(size: int, window: int, stride: int, padding: int, ceil_mode: bool) -> int:
+    """How many windows fit along an axis; the last must begin before the far padding."""
+    free = size + 2 * padding - window
+    count = (-(-free // stride) if ceil_mode else free // stride) + 1
+    count -= ceil_mode and (count - 1) * stride >= size + padding
+    if count < 1:
+        raise ValueError(f"a window of {window} does not fit {size} entries padded by {padding}")
+    return count
+
+
+def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """Average `x` `[N, H, W, C]` over `size` × `size` bins, as torch's `AdaptiveAvgPool2d`.
+
+    Bin `i` of `n` covers the entries from `floor(i H / n)` to `ceil((i + 1) H / n)`: neighbours
+    overlap where `n` does not divide `H`, and repeat where `H < n`. At `H = n` it does nothing.
+    """
+    for axis in (1, 2):
+        if x.shape[axis] != size:
+            bins = jnp.asarray(_bins(x.shape[axis], size), x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(x, bins, (axis, 1)), -1, axis)
+    return x
+
+
+def _bins(size: int, count: int) -> np.ndarray:
+    """The averaging matrix `[count, size]` of `adaptive_avg_pool` along one axis."""
+    start = np.arange(count) * size // count
+    stop = -(-np.arange(1, count + 1) * size // count)
+    entry = np.arange(size)
+    inside = (entry >= start[:, None]) & (entry < stop[:, None])
+    return inside / inside.sum(axis=1, keepdims=True)

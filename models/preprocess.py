@@ -1,0 +1,74 @@
+"""From a picture of any kind to the numbers that a network was trained on, and back."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jax.typing import ArrayLike
+from PIL import Image, ImageOps
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turns a PIL image into an input `(pixels / scale - mean) / std`, float32 `[H, W, 3]`.
+
+    size: height and width. The whole picture is resized to it (bilinear, antialiased), whatever
+        its shape: nothing is cropped, so that every pixel of the picture is explained.
+    mean, std: per channel, in `order`.
+    order: "RGB", or "BGR" for weights from Caffe.
+    scale: what pixels of 0 to 255 are divided by first.
+    """
+
+    size: tuple[int, int]
+    mean: Triple
+    std: Triple = (1.0, 1.0, 1.0)
+    order: Literal["RGB", "BGR"] = "RGB"
+    scale: float = 255.0
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Return the input for `image`, of any mode; see `to_rgb`."""
+        height, width = self.size
+        resized = to_rgb(image).resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(resized, np.float32)
+        ordered = pixels if self.order == "RGB" else pixels[..., ::-1]
+        return (ordered / np.float32(self.scale) - _row(self.mean)) / _row(self.std)
+
+    def invert(self, x: ArrayLike) -> np.ndarray:
+        """Return the picture behind an input `[..., H, W, 3]`: RGB float32, clipped to 0 to 1."""
+        ordered = (np.asarray(x, np.float32) * _row(self.std) + _row(self.mean)) * self.scale
+        pixels = ordered if self.order == "RGB" else ordered[..., ::-1]
+        return np.clip(pixels / np.float32(255), 0, 1).astype(np.float32)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn a PIL image of any mode into RGB, as a viewer would show it.
+
+    It is turned upright by its EXIF tag, what is transparent is put on white, and 16 bits (PIL's
+    modes I;16 and I) become 8 by division by 257.
+
+    Raises:
+        TypeError: `image` is no PIL image.
+
+    """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"expected a PIL image, got {type(image).__name__}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.clip(np.asarray(image) / 257 + 0.5, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _row(values: Triple) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+IMAGENET = Preprocess((224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CAFFE = Preprocess((227, 227), mean=(104.0, 117.0, 123.0), order="BGR", scale=1.0)
+TENSORFLOW = Preprocess((224, 224), mean=(1.0, 1.0, 1.0), scale=127.5)
+CIFAR = Preprocess((32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
