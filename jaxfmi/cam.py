@@ -52,6 +52,7 @@ def cam(
 
     Raises:
       ValueError: what follows the layer is not linear (decided from the traced program).
+
     """
 
     def explain(x, *args):

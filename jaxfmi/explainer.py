@@ -57,6 +57,7 @@ def check_image(x) -> jax.Array:
 
     Raises:
       ValueError: another rank, not floating point, or (outside ``jit``) NaN or infinite values.
+
     """
     x = jnp.asarray(x)
     if x.ndim != 3:
@@ -98,6 +99,7 @@ def layer_names(score: Score, layer: Layers, x, *args) -> list[str]:
 
     Raises:
       ValueError: ``"auto"``, and no tagged value has two spatial axes larger than 1.
+
     """
     if layer != "auto":
         return [layer] if isinstance(layer, str) else list(layer)

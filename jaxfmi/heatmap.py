@@ -22,6 +22,7 @@ def resize(heatmap: jax.Array, size: Size, x: jax.Array | None = None) -> jax.Ar
       heatmap: [h, w].
       size: (H, W); ``"input"`` for the size of ``x`` [H, W, C]; None leaves the map as it is.
       x: the image, for ``"input"``.
+
     """
     if size is None:
         return heatmap
@@ -71,6 +72,7 @@ def overlay(
 
     Raises:
       ValueError: the picture is not [H, W, 3].
+
     """
     import matplotlib
 

@@ -36,6 +36,11 @@ class Op(NamedTuple):
     params: Mapping[str, Any]
     bind: Callable[..., Any]
 
+    @property
+    def opened(self) -> bool:
+        """Whether it is a mere wrapper, ``jit`` or ``remat``, whose inside is offered next."""
+        return self.primitive in _OPENED
+
     def __call__(self, *operands):
         """Compute the operation itself."""
         return self.bind(*operands)
@@ -51,6 +56,7 @@ def tag(value: jax.Array, name: str) -> jax.Array:
     Args:
       value: an array of any shape.
       name: unique within one call of the function that is explained.
+
     """
     return checkpoint_name(value, name)
 
@@ -82,6 +88,7 @@ def capture(f: Callable[..., Any], *names: str) -> Callable[..., tuple[Any, dict
 
     Raises:
       ValueError: a name occurs more than once, is not there, or is inside a loop.
+
     """
 
     @functools.wraps(f)
@@ -114,6 +121,7 @@ def edit(
 
     Raises:
       ValueError: a name is not there, is inside a loop, or its new value has another shape.
+
     """
 
     @functools.wraps(f)
@@ -186,7 +194,7 @@ def _run(jaxpr, consts, args, dynamic, rule, cut=frozenset()):
         operands, dyn = zip(*map(read, eqn.invars), strict=True) if eqn.invars else ((), ())
         op = _op(eqn, dyn)
         out = rule(op, *operands)
-        if out is INSIDE or (out is NotImplemented and op.primitive in _OPENED):
+        if out is INSIDE or (out is NotImplemented and op.opened):
             outs, dyns = _run(*_body(eqn), operands, dyn, rule, cut)
         else:
             out = op(*operands) if out is NotImplemented else out

@@ -1,0 +1,112 @@
+"""Reductions: from multipliers to one importance per feature map, and to a map.
+
+A reduction is a function ``(multiplied, d, a) -> (fmi, parts)``: from what a multiplier gave, the
+difference ``d`` [h, w, K] and the activation ``a`` [h, w, K], to the importance of every feature
+map, [K], and what each map puts into the heatmap, ``parts`` [h, w, K]. "Complete" means that the
+parts keep the total of the multiplier.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxfmi.explainer import HW
+from jaxfmi.heatmap import divide
+from jaxfmi.multipliers import Elements, Multiplied, PerHalf, PerMap
+
+Reduction = Callable[[Multiplied, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def signed(multiplied: Multiplied, d: jax.Array, a: jax.Array):
+    """Two importances per map, [2, K]: where it rises, and where it falls. Our construction.
+
+    Means of the multiplier weighted by the rise and by the fall: complete for any head, and
+    never outside the multiplier's range.
+    """
+    m = _per_element(signed, multiplied, d)
+    rise, fall = jax.nn.relu(d), -jax.nn.relu(-d)
+    up = divide((m * rise).sum(HW), rise.sum(HW))
+    down = divide((m * fall).sum(HW), fall.sum(HW))
+    return jnp.stack([up, down]), up * rise + down * fall
+
+
+def mean(multiplied: Multiplied, d: jax.Array, a: jax.Array):
+    """The mean of the multiplier over positions, Grad-CAM's pooling.
+
+    Not complete: what is lost is h w times the sum of covariances of multiplier and difference,
+    on a nonlinear head nearly everything.
+    """
+    if isinstance(multiplied, PerHalf):
+        raise _misfit(mean, multiplied, "the zeros where nothing changes would bias it")
+    m = _per_element(mean, multiplied, d)
+    fmi = jnp.where((d != 0).any((-3, -2)), m.mean(HW), 0)  # an unchanged map matters nothing
+    return fmi, fmi * d
+
+
+def ratio(multiplied: Multiplied, d: jax.Array, a: jax.Array):
+    """Contribution over the sum of the difference: complete, but huge where that sum cancels."""
+    fmi = divide(contributions(multiplied, d), d.sum(HW))
+    return fmi, fmi * d
+
+
+def absmean(multiplied: Multiplied, d: jax.Array, a: jax.Array):
+    """The mean of the multiplier weighted by |d|: bounded, not complete."""
+    fmi = _absolute_mean(_per_element(absmean, multiplied, d), d)
+    return fmi, fmi * d
+
+
+def proportional(multiplied: Multiplied, d: jax.Array, a: jax.Array):
+    """A map's contribution spread over its |d|: complete."""
+    fmi = divide(contributions(multiplied, d), jnp.abs(d).sum(HW))
+    return fmi, fmi * jnp.abs(d)
+
+
+def contribution(multiplied: Multiplied, d: jax.Array, a: jax.Array):
+    """Contribution times activation, as LIFT-CAM's published code does; not complete.
+
+    The importance is in units of the score, unlike that of the others.
+    """
+    fmi = contributions(multiplied, d)
+    return fmi, fmi * a
+
+
+def none(multiplied: Multiplied, d: jax.Array, a: jax.Array):
+    """Element by element, without feature maps: complete, finer, HiResCAM-like.
+
+    The importance it reports is the mean of the multiplier weighted by |d|.
+    """
+    m = _per_element(none, multiplied, d)
+    parts = multiplied.e if isinstance(multiplied, Elements) else m * d
+    return _absolute_mean(m, d), parts
+
+
+def contributions(multiplied: Multiplied, d: jax.Array) -> jax.Array:
+    """What every map adds to the change of the score, [K], in units of the score."""
+    if isinstance(multiplied, PerMap):
+        return multiplied.c
+    if isinstance(multiplied, Elements):
+        return multiplied.e.sum((-3, -2))
+    return (multiplied.m * d).sum((-3, -2))
+
+
+def _absolute_mean(m: jax.Array, d: jax.Array) -> jax.Array:
+    return divide((m * jnp.abs(d)).sum(HW), jnp.abs(d).sum(HW))
+
+
+def _per_element(reduction: Reduction, multiplied: Multiplied, d: jax.Array) -> jax.Array:
+    if isinstance(multiplied, PerMap):
+        hint = "ratio, proportional and contribution do, or halves=True"
+        raise _misfit(reduction, multiplied, f"it needs one number per element; {hint}")
+    return divide(multiplied.e, d) if isinstance(multiplied, Elements) else multiplied.m
+
+
+def _misfit(reduction: Reduction, multiplied: Multiplied, why: str) -> ValueError:
+    kind = {PerMap: "one contribution per map", PerHalf: "halves of maps"}[type(multiplied)]
+    return ValueError(
+        f"the reduction {getattr(reduction, '__name__', reduction)!r} does not fit a multiplier "
+        f"that gives {kind}: {why}"
+    )
+
+
+NAMED = {f.__name__: f for f in (signed, mean, ratio, absmean, proportional, contribution, none)}

@@ -1,0 +1,156 @@
+"""DeepLIFT's Rescale rule for any traced function: finite differences instead of gradients.
+
+The part of a network behind a layer runs on a pair of activations at once. Linear operations act on
+both alike; an elementwise function keeps its value and gets the slope between the two as its
+gradient; a maximum of two is max(a, b) = b + relu(a - b), and a larger one a tournament of those,
+whose result depends on the order of the pairs. The gradient of the whole is then DeepLIFT's
+multiplier, and its product with the difference sums up to the change of the score exactly.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxfmi.taps import INSIDE, Op, rewrite
+
+_LINEAR = """
+    add add_any sub neg mul div dot_general conv_general_dilated reduce_sum cumsum
+    reduce_window_sum select_n gather slice dynamic_slice split concatenate pad reshape transpose
+    broadcast_in_dim squeeze expand_dims rev copy convert_element_type reduce_precision name
+""".split()
+_ELEMENTWISE = """
+    max min clamp abs sign exp exp2 log log1p expm1 tanh logistic sqrt rsqrt cbrt integer_pow pow
+    square sin cos erf div relu relu6 elu selu celu gelu silu swish softplus leaky_relu sigmoid
+    hard_tanh hard_sigmoid hard_silu hard_swish log_sigmoid soft_sign mish squareplus
+""".split()
+
+
+class _Pair(NamedTuple):
+    x: jax.Array
+    x0: jax.Array
+
+
+def rescaled(head: Callable[[jax.Array], jax.Array], layer: str, a0: jax.Array):
+    """Make ``head`` with the same value, and with Rescale's multipliers as its gradient.
+
+    Args:
+      head: ``a [h, w, K] -> score``, which meets the tag ``layer``.
+      layer: the tag that ``a`` is put in at.
+      a0: [h, w, K], the reference activation.
+
+    Raises:
+      ValueError: when called, for an operation that mixes two activations (a gate, a softmax) or
+        that has no rule.
+
+    """
+
+    def rule(op: Op, *operands):
+        if op.tag == layer:
+            return _Pair(operands[0], a0.reshape(operands[0].shape).astype(operands[0].dtype))
+        pairs = [isinstance(v, _Pair) for v in operands]
+        if not any(pairs):
+            return NotImplemented
+        if op.name in _ELEMENTWISE and sum(pairs) == 1 and not _divides(op, pairs):
+            return _secant(op, operands, pairs.index(True))
+        if op.opened:
+            return NotImplemented
+        if op.primitive in ("custom_jvp_call", "custom_vjp_call"):
+            return INSIDE
+        if op.primitive == "max":
+            return _maximum(*operands)
+        if op.primitive in ("reduce_max", "reduce_window_max"):
+            return functools.reduce(_maximum, _candidates(op, operands[0]))
+        if op.primitive in _LINEAR and _is_linear(op, pairs):
+            return _both(op, operands)
+        raise ValueError(
+            f"rescale has no rule for {op.name!r} of {sum(pairs)} activations; "
+            "take the multiplier path()"
+        )
+
+    def f(a):
+        out = rewrite(head, rule)(a)
+        return out.x if isinstance(out, _Pair) else out
+
+    return f
+
+
+def _divides(op: Op, pairs) -> bool:
+    """Whether the operation divides an activation by a constant, which is linear."""
+    return op.primitive == "div" and pairs[0]
+
+
+def _is_linear(op: Op, pairs) -> bool:
+    if op.primitive in ("mul", "dot_general", "conv_general_dilated"):
+        return sum(pairs) == 1
+    if op.primitive in ("div", "gather", "dynamic_slice"):
+        return pairs[0] and sum(pairs) == 1
+    return not (op.primitive == "select_n" and pairs[0])
+
+
+def _both(op: Op, operands):
+    x = op(*(v.x if isinstance(v, _Pair) else v for v in operands))
+    x0 = op(*(v.x0 if isinstance(v, _Pair) else v for v in operands))
+    if isinstance(x, list | tuple):
+        return [_Pair(*both) for both in zip(x, x0, strict=True)]
+    return _Pair(x, x0)
+
+
+def _secant(op: Op, operands, at: int) -> _Pair:
+    """An elementwise function: its value, with the slope between the pair as its gradient."""
+
+    def f(z):
+        out = op(*operands[:at], z, *operands[at + 1 :])
+        return out[0] if isinstance(out, list | tuple) else out
+
+    z, z0 = operands[at]
+    value, derivative = jax.jvp(f, (z,), (jnp.ones_like(z),))
+    value0 = f(z0)
+    return _Pair(_regrade(value, (_slope(z, z0, value, value0, derivative), z)), value0)
+
+
+def _maximum(a, b) -> _Pair:
+    """max(a, b) = b + relu(a - b), relu by its secant; either may be a constant."""
+    a, b = (v if isinstance(v, _Pair) else _Pair(v, v) for v in (a, b))
+    limit = jnp.finfo(a.x.dtype).max / 4  # the padding of a pooling is -inf
+    d, d0 = (
+        jnp.clip(p, -limit, limit) - jnp.clip(q, -limit, limit) for p, q in zip(a, b, strict=True)
+    )
+    s = _slope(d, d0, jax.nn.relu(d), jax.nn.relu(d0), (d > 0).astype(d.dtype))
+    return _Pair(_regrade(jnp.maximum(a.x, b.x), (s, a.x), (1 - s, b.x)), jnp.maximum(a.x0, b.x0))
+
+
+def _slope(z, z0, f, f0, derivative):
+    near = jnp.abs(z - z0) <= 4 * jnp.finfo(z.dtype).eps * jnp.maximum(jnp.abs(z), jnp.abs(z0))
+    return jnp.where(near, derivative, (f - f0) / jnp.where(near, 1, z - z0))
+
+
+def _regrade(value, *terms):
+    """``value``, with ``slope`` as the gradient for each ``z`` in the pairs ``(slope, z)``."""
+    stop = lax.stop_gradient
+    finite = ((s, jnp.where(jnp.isfinite(z), z, 0)) for s, z in terms)
+    return stop(value) + sum(stop(s) * (z - stop(z)) for s, z in finite)
+
+
+def _candidates(op: Op, pair: _Pair) -> list[_Pair]:
+    """The values that a maximum over axes or windows is taken of, in order."""
+    if op.primitive == "reduce_max":
+        axes = op.params["axes"]
+        moved = [jnp.moveaxis(v, axes, range(len(axes))) for v in pair]
+        x, x0 = (v.reshape(-1, *v.shape[len(axes) :]) for v in moved)
+        return [_Pair(*both) for both in zip(x, x0, strict=True)]
+    window, stride = op.params["window_dimensions"], op.params["window_strides"]
+    if any(n != 1 for n in (*op.params["base_dilation"], *op.params["window_dilation"])):
+        raise ValueError("rescale has no rule for a dilated max pooling; take path()")
+    low = jnp.finfo(pair.x.dtype).min
+    x, x0 = (jnp.pad(v, op.params["padding"], constant_values=low) for v in pair)
+    counts = [(n - w) // s + 1 for n, w, s in zip(x.shape, window, stride, strict=True)]
+    taken = []
+    for start in itertools.product(*map(range, window)):
+        stop = [o + (c - 1) * s + 1 for o, c, s in zip(start, counts, stride, strict=True)]
+        taken.append(_Pair(*(lax.slice(v, start, stop, stride) for v in (x, x0))))
+    return taken
