@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxfmi.explainer import Explainer, Score, check_finite
+from jaxfmi.explainer import CHECK, Explainer, Score, check_finite
 from jaxfmi.modules import Model, class_score, functional, logit
 
 BATCH = PartitionSpec("batch")
@@ -51,7 +51,7 @@ def batched(
     if batch_size < 1:
         raise ValueError(f"batch_size is a number of images, at least 1; got {batch_size}")
     apply, params = functional(model)
-    check = class_score(model, of).check
+    check = getattr(class_score(model, of), CHECK)
     mesh = Mesh(np.asarray(devices or jax.devices()), ("batch",))
     size = -(-batch_size // mesh.size) * mesh.size
 

@@ -28,6 +28,7 @@ Size = Literal["input"] | tuple[int, int] | None
 """Size of the heatmap: that of the input, a given one, or None for that of the layer."""
 
 P = ParamSpec("P")
+CHECK = "check"  # attribute of a score: a function (x, *args) that raises on bad arguments
 HW = (-3, -2)  # the spatial axes of an activation [h, w, K]
 
 
@@ -43,7 +44,7 @@ def explainer(
         @functools.wraps(explain)
         def checked(x, *args, **kwargs):
             x = check_image(x)
-            getattr(score, "check", _accept)(x, *args)
+            getattr(score, CHECK, _accept)(x, *args)
             return explain(x, *args, **kwargs)
 
         checked.__name__ = checked.__qualname__ = method.__name__

@@ -20,7 +20,7 @@ import numpy as np
 from flax import errors, nnx
 from flax import linen as nn
 
-from jaxfmi.explainer import Score
+from jaxfmi.explainer import CHECK, Score
 from jaxfmi.taps import tag
 
 Model = Any
@@ -82,7 +82,7 @@ def class_score(model: Model, of: Callable[..., jax.Array] = logit) -> Score:
         for label in labels:
             check_labels(label, classes)
 
-    score.check = check  # called by every explainer of this score
+    setattr(score, CHECK, check)
     return score
 
 

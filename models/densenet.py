@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxfmi.models.layers import ConvNorm, Options, batch_norm, he_normal, max_pool
+from jaxfmi.models.layers import ConvNorm, Options, avg_pool, batch_norm, he_normal, max_pool
 
 from jaxfmi.taps import tag
 
@@ -90,7 +90,7 @@ class DenseNet(nnx.Module):
             x = tag(x, f"block{b}")
             if b <= len(self.transitions):
                 x = tag(self.transitions[b - 1](x), f"transition{b}")
-                x = nnx.avg_pool(x, (2, 2), (2, 2))
+                x = avg_pool(x, 2)
         return tag(jax.nn.relu(self.norm5(x)), "norm5")
 
     def __call__(self, x: jax.Array) -> jax.Array:

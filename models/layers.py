@@ -120,6 +120,13 @@ def pooled_size(size: int, window: int, stride: int, padding: int, ceil_mode: bo
     return count
 
 
+def avg_pool(x: jax.Array, window: int) -> jax.Array:
+    """Mean of `x` `[N, H, W, C]` over adjacent square windows; what doesn't fill one is left out."""
+    for size in x.shape[1:3]:
+        pooled_size(size, window, window, 0, False)
+    return nnx.avg_pool(x, (window, window), (window, window))
+
+
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
     """Average `x` `[N, H, W, C]` over `size` × `size` bins, as torch's `AdaptiveAvgPool2d`.
 

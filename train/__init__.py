@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Training scripts: five plain functions and a frozen dataclass each."""
