@@ -1,0 +1,92 @@
+"""What travels with trained weights: class names, preprocessing, figures, the command."""
+
+import shlex
+from dataclasses import asdict, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxfmi.models.preprocess import Preprocess
+from jaxfmi.train.data import Split, normalise
+
+from jaxfmi.cam import grad_cam
+
+__all__ = ["card", "command", "cover", "inside", "pointing"]
+
+COVER = 0.7
+
+
+def card(model: Any, val: Split, config: Any, figures: dict[str, float]) -> dict[str, Any]:
+    """Collect, ready for JSON, all that a user of the weights needs to know.
+
+    `config` is the dataclass of a training script. Where the split has boxes and `config.layer` is
+    not "", what `pointing` measures joins the figures.
+    """
+    height, width = val.images.shape[1:3]
+    if val.boxes is not None and config.layer:
+        x = normalise(val.images / np.float32(255), config.mean, config.std)
+        figures = figures | pointing(model, x, val.labels, val.boxes, config.layer)
+    return {
+        "note": config.note,
+        "classes": val.names,
+        "wnids": val.wnids,
+        "preprocess": asdict(Preprocess((height, width), config.mean, config.std)),
+        "figures": figures,
+        "command": command(config),
+        "config": asdict(config),
+    }
+
+
+def command(config: Any) -> str:
+    """The command line that asks for `config`: the options that differ from their defaults."""
+    words = ["python", "-m", "jaxfmi.train.classifier"]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else [value]
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
+
+
+def pointing(model: Any, images, labels, boxes, layer: str = "auto") -> dict[str, float]:
+    """How often Grad-CAM's peak is in the box, where the box covers less than 70 % of the picture.
+
+    Args:
+      model: in eval mode, pictures [N, H, W, C] to logits [N, K].
+      images: [N, H, W, C] as the model takes them.
+      labels: [N]. `pointing` explains these true classes, `pointing_predicted` those the model
+        predicts; `centre` and `random` are what the middle of the picture and a uniformly random
+        pixel would get.
+      boxes: [N, 4] x1, y1, x2, y2 in pixels, both ends included.
+      layer: tag of the maps.
+
+    """
+
+    def peak(x, label):
+        heatmap = grad_cam(lambda v, k: model(v[None])[0, k], layer)(x, label)
+        return jnp.array(jnp.unravel_index(heatmap.argmax(), heatmap.shape))
+
+    small = cover(boxes, images.shape[1:3]) < COVER
+    images, labels, boxes = images[small], labels[small], boxes[small]
+    predicted = np.asarray(jax.lax.map(lambda x: model(x[None])[0].argmax(), images, batch_size=50))
+    peaks = jax.jit(lambda x, k: jax.lax.map(lambda a: peak(*a), (x, k), batch_size=50))
+    centre = np.full((len(boxes), 2), np.array(images.shape[1:3]) // 2)
+    return {
+        "pointing": inside(np.asarray(peaks(images, labels)), boxes),
+        "pointing_predicted": inside(np.asarray(peaks(images, predicted)), boxes),
+        "pointing_centre": inside(centre, boxes),
+        "pointing_random": float(cover(boxes, images.shape[1:3]).mean()),
+        "pointing_images": len(boxes),
+    }
+
+
+def inside(points: np.ndarray, boxes: np.ndarray) -> float:
+    """Share of points [N, 2] (row, column) within boxes [N, 4] (x1, y1, x2, y2)."""
+    xy = points[:, ::-1]
+    return float(((xy >= boxes[:, :2]) & (xy <= boxes[:, 2:])).all(1).mean())
+
+
+def cover(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Share [N] of the picture that each box covers."""
+    return np.prod(boxes[:, 2:] - boxes[:, :2] + 1.0, axis=1) / np.prod(size)
