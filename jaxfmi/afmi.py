@@ -23,7 +23,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxfmi import multipliers, reductions, references, taps
-from jaxfmi.explainer import Explainer, Score, Size, activation, explainer, head, layer_names
+from jaxfmi.explainer import (
+    HW,
+    Explainer,
+    Score,
+    Size,
+    activation,
+    explainer,
+    head,
+    layer_names,
+    resolve_size,
+)
 from jaxfmi.heatmap import divide, resize
 from jaxfmi.multipliers import Multiplier, View, map_drops
 from jaxfmi.reductions import Reduction
@@ -112,7 +122,6 @@ def afmi_terms(
       ValueError: at trace time: the layer is not there, is not [h, w, K], or is bypassed; the
         reference has another shape; multiplier and reduction do not fit; a random option is
         without a key; a name is not known.
-
     """
     multiply: Multiplier = _named("multiplier", multiplier, multipliers.NAMED)
     reduction: Reduction = _named("reduce", reduce, reductions.NAMED)
@@ -139,7 +148,7 @@ def afmi_terms(
             return terms._replace(leak=jnp.asarray(leak, a.dtype))
 
         terms = _over_references(one, reference, x, a, draw_key)
-        return terms._replace(heatmap=resize(terms.map, size, x))
+        return terms._replace(heatmap=resize(terms.map, resolve_size(size, x)))
 
     return explain
 
@@ -151,21 +160,21 @@ def _terms(view: View, multiply: Multiplier, reduction: Reduction, relevance) ->
     multiplied = multiply(view)
     fmi, parts = reduction(multiplied, d, a)
     each = reductions.contributions(multiplied, d)
-    kept = jnp.ones(a.shape[-1], bool)
+    kept = jnp.ones((1, 1, a.shape[-1]), bool)
     if relevance is not None:
         drops = jnp.abs(map_drops(a, view.a0, view.head, view.chunk))
-        kept = drops > relevance * drops.max()
+        kept = (drops > relevance * drops.max()).reshape(kept.shape)
     m = jnp.where(kept, parts, 0).sum(-1)
     return FMI(
         heatmap=m,
         map=m,
-        fmi=fmi,
-        contribution=each,
+        fmi=fmi.squeeze(HW),
+        contribution=each.squeeze(HW),
         score=f,
         reference_score=f0,
         residual=f - f0 - m.sum(),
         leak=jnp.zeros((), a.dtype),
-        kept=kept,
+        kept=kept.squeeze(HW),
         dropped=divide(f - f0 - jnp.where(kept, each, 0).sum(), f - f0),
         spread=jnp.zeros_like(m),
     )
@@ -193,7 +202,7 @@ def _mean(each: FMI) -> FMI:
     return means._replace(kept=each.kept.all(0), spread=each.map.std(0))
 
 
-def _shaped(reference: jax.Array, like: jax.Array, what: str) -> jax.Array:
+def _shaped(reference, like: jax.Array, what: str) -> jax.Array:
     """Broadcast a reference to the shape it is compared with, or to [R, *shape]."""
     shape = (*reference.shape[: max(reference.ndim - like.ndim, 0)], *like.shape)
     if reference.ndim <= like.ndim + 1:

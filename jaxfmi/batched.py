@@ -1,6 +1,6 @@
 """Explain many images: one compilation, padded batches, all devices, progress."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ def batched(
     batch_size: int = 32,
     of: Callable[..., jax.Array] = logit,
     progress: bool = False,
-    devices: list | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
     """Make an explainer of batches: ``batched(lambda s: grad_cam(s, "stage4"), model)``.
 
@@ -46,7 +46,6 @@ def batched(
     Raises:
       ValueError: batch_size below 1; when called: no image, another rank than 4, other lengths of
         labels and images, values that are NaN or infinite, a label out of range.
-
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is a number of images, at least 1; got {batch_size}")

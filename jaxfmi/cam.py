@@ -34,6 +34,7 @@ from jaxfmi.explainer import (
     head,
     layer_names,
     per_layer,
+    resolve_size,
 )
 from jaxfmi.heatmap import divide, resize
 
@@ -52,7 +53,6 @@ def cam(
 
     Raises:
       ValueError: what follows the layer is not linear (decided from the traced program).
-
     """
 
     def explain(x, *args):
@@ -63,7 +63,7 @@ def cam(
                     f"CAM needs a score that is linear in layer {name!r} (average pooling, one "
                     "dense layer, the logit); hires_cam and grad_cam do without"
                 )
-        return _weighted(lambda a, g: g.sum(HW), score, layer, relu, size)(x, *args)
+        return _weighted(lambda a, g: g.sum(HW, keepdims=True), score, layer, relu, size)(x, *args)
 
     return explain
 
@@ -76,7 +76,7 @@ def grad_cam(
 
     The paper sums or averages the gradient, which differ by the factor h w.
     """
-    return _weighted(lambda a, g: g.mean(HW), score, layer, relu, size)
+    return _weighted(lambda a, g: g.mean(HW, keepdims=True), score, layer, relu, size)
 
 
 @explainer
@@ -157,7 +157,7 @@ def eigen_grad_cam(
 
 def finish(heatmap: jax.Array, relu: bool, size: Size, x: jax.Array) -> jax.Array:
     """Rectify a raw map [h, w] if asked to, then resize it: the two do not commute."""
-    return resize(jax.nn.relu(heatmap) if relu else heatmap, size, x)
+    return resize(jax.nn.relu(heatmap) if relu else heatmap, resolve_size(size, x))
 
 
 def _weighted(weigh: Weigh, score, layer, relu, size) -> Explainer:
@@ -177,18 +177,19 @@ def _gradient_map(make: Weigh, score, layer, relu, size) -> Explainer:
 
 
 def _share_of_sum(a, g):
-    return (g * a).sum(HW) / (a.sum(HW) + 1e-7)
+    return (g * a).sum(HW, keepdims=True) / (a.sum(HW, keepdims=True) + 1e-7)
 
 
 def _plus_plus(a, g):
-    alpha = divide(g**2, jnp.where(g == 0, 0, 2 * g**2 + a.sum(HW) * g**3 + 1e-6))
-    return (jax.nn.relu(g) * alpha).sum(HW)
+    denominator = 2 * g**2 + a.sum(HW, keepdims=True) * g**3 + 1e-6
+    alpha = divide(g**2, jnp.where(g == 0, 0, denominator))
+    return (jax.nn.relu(g) * alpha).sum(HW, keepdims=True)
 
 
 def _principal(a):
     """Projection of ``a`` [h, w, K] on its first principal component over positions."""
     m = a.reshape(-1, a.shape[-1])
-    m = m - m.mean(0)
+    m = m - m.mean(0, keepdims=True)
     if m.shape[0] <= m.shape[1]:  # the smaller of the two Gram matrices
         values, vectors = jnp.linalg.eigh(m @ m.T)
         p = jnp.sqrt(jax.nn.relu(values[-1])) * vectors[:, -1]

@@ -12,15 +12,13 @@ import jax.numpy as jnp
 
 def chunk_map(f: Callable[..., Any], xs, chunk: int | None) -> Any:
     """Stack ``f(x)`` over the leading axis of ``xs`` (an array or a tree of arrays)."""
-    if _check(chunk) is None or chunk >= _length(xs):
-        return jax.vmap(f)(xs)
-    return jax.lax.map(f, xs, batch_size=chunk)
+    size = _chunk_size(chunk, xs)
+    return jax.vmap(f)(xs) if size == _length(xs) else jax.lax.map(f, xs, batch_size=size)
 
 
 def chunk_mean(f: Callable[..., Any], xs, chunk: int | None) -> Any:
     """Average ``f(x)`` over the leading axis of ``xs``; no more than a chunk of values is kept."""
-    n = _length(xs)
-    size = min(_check(chunk) or n, n)
+    n, size = _length(xs), _chunk_size(chunk, xs)
 
     def total(part):
         return jax.tree.map(lambda y: y.sum(0), jax.vmap(f)(part))
@@ -40,10 +38,10 @@ def chunk_mean(f: Callable[..., Any], xs, chunk: int | None) -> Any:
     return jax.tree.map(lambda y: y / n, sums)
 
 
-def _check(chunk: int | None) -> int | None:
+def _chunk_size(chunk: int | None, xs) -> int:
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is a number of evaluations at a time, at least 1; got {chunk}")
-    return chunk
+    return _length(xs) if chunk is None else min(chunk, _length(xs))
 
 
 def _length(xs) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Literal, ParamSpec
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxfmi import taps
 
@@ -24,7 +25,7 @@ Explainer = Callable[..., Any]
 Layers = str | Sequence[str]
 """A tag, several tags, or ``"auto"``: the last spatial activation."""
 
-Size = Literal["input"] | tuple[int, int] | None
+Size = Literal["input"] | tuple[int, ...] | None
 """Size of the heatmap: that of the input, a given one, or None for that of the layer."""
 
 P = ParamSpec("P")
@@ -58,7 +59,6 @@ def check_image(x) -> jax.Array:
 
     Raises:
       ValueError: another rank, not floating point, or (outside ``jit``) NaN or infinite values.
-
     """
     x = jnp.asarray(x)
     if x.ndim != 3:
@@ -74,7 +74,7 @@ def check_image(x) -> jax.Array:
 
 def check_finite(x, what: str) -> None:
     """Raise a ValueError if an array whose values are known holds NaN or infinity."""
-    if not isinstance(x, jax.core.Tracer) and not (finite := np.isfinite(x)).all():
+    if not isinstance(x, Tracer) and not (finite := np.isfinite(x)).all():
         raise ValueError(f"{what} has {np.size(x) - finite.sum()} values that are NaN or infinite")
 
 
@@ -100,7 +100,6 @@ def layer_names(score: Score, layer: Layers, x, *args) -> list[str]:
 
     Raises:
       ValueError: ``"auto"``, and no tagged value has two spatial axes larger than 1.
-
     """
     if layer != "auto":
         return [layer] if isinstance(layer, str) else list(layer)
@@ -113,6 +112,11 @@ def layer_names(score: Score, layer: Layers, x, *args) -> list[str]:
             + "; name one with jaxfmi.tag, or all modules with jaxfmi.tag_modules"
         )
     return spatial[-1:]
+
+
+def resolve_size(size: Size, x: jax.Array) -> tuple[int, ...] | None:
+    """Give the heatmap's (H, W), or None for the layer's own."""
+    return x.shape[:2] if isinstance(size, str) else size
 
 
 def per_layer(explain_layers: Callable[..., list], layer: Layers) -> Explainer:
@@ -152,7 +156,7 @@ def activations_and_gradients(
         return taps.capture(taps.edit(score, edits), *names)(x, *args)
 
     shapes = jax.eval_shape(taps.capture(score, *names), x, *args)[1]
-    zeros = {name: jnp.zeros(s.shape, _wide(s.dtype)) for name, s in shapes.items()}
+    zeros = {name: wide(jnp.zeros(s.shape, s.dtype)) for name, s in shapes.items()}
     grads, found = jax.grad(shifted, has_aux=True)(zeros)
     return [_spatial(n, found[n]) for n in names], [_spatial(n, grads[n]) for n in names]
 
@@ -163,7 +167,7 @@ def _spatial(name: str, a: jax.Array) -> jax.Array:
             f"layer {name!r} has shape {a.shape}; expected an activation [h, w, K], "
             "with a leading batch axis of 1 or none"
         )
-    return a.reshape(shape).astype(_wide(a.dtype))
+    return wide(a.reshape(shape))
 
 
 def _hwk(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -171,6 +175,6 @@ def _hwk(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
 
 
-def _wide(dtype):
-    """At least float32, whatever the model computes in."""
-    return jnp.promote_types(dtype, jnp.float32)
+def wide(a: jax.Array) -> jax.Array:
+    """Give an array in float32 or wider, whatever the model computes in."""
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32))

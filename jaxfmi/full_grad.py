@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfmi.explainer import Explainer, Score, Size, explainer
+from jaxfmi.explainer import Explainer, Score, Size, explainer, resolve_size, wide
 from jaxfmi.heatmap import resize, unit
 from jaxfmi.taps import Op, rewrite
 
@@ -30,15 +30,14 @@ def full_grad(score: Score, *, size: Size = "input") -> Explainer:
 
     Args:
       score: ``(x [H, W, C], *args) -> scalar``.
-      size: (H, W) of the map; None is the input's size too.
-
+      size: (H, W) of the map; there is no layer, so None is the input's size too.
     """
     terms = full_grad_terms(score)
 
     def explain(x, *args):
         pixels, biases = terms(x, *args)
         maps = [pixels] + [b for b in biases if _is_spatial(b)]
-        grid = x.shape[:2] if size in ("input", None) else size
+        grid = resolve_size(size, x) or x.shape[:2]
 
         def show(t):
             return jax.vmap(lambda m: resize(m, grid), -1, -1)(unit(jnp.abs(t))).sum(-1)
@@ -48,7 +47,8 @@ def full_grad(score: Score, *, size: Size = "input") -> Explainer:
     return explain
 
 
-def full_grad_terms(score: Score):
+@explainer
+def full_grad_terms(score: Score) -> Explainer:
     """Split a score into ``(x * gradient [H, W, C], [bias * gradient, ...])``.
 
     For a piecewise linear network all terms together sum up to the score.
@@ -62,7 +62,7 @@ def full_grad_terms(score: Score):
             return _with_biases(score, deltas)(x, *args)
 
         (dx, db), biases = jax.grad(f, argnums=(0, 1), has_aux=True)(x, zeros)
-        return x * dx, [b * g for b, g in zip(biases, db, strict=True)]
+        return wide(x) * wide(dx), [wide(b) * wide(g) for b, g in zip(biases, db, strict=True)]
 
     return explain
 

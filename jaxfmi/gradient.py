@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxfmi.cam import grad_cam
 from jaxfmi.chunks import chunk_mean
-from jaxfmi.explainer import Explainer, Layers, Score, explainer
+from jaxfmi.explainer import Explainer, Layers, Score, explainer, wide
 from jaxfmi.taps import Op, rewrite
 
 Reduce = Callable[[jax.Array], jax.Array]
@@ -63,7 +64,6 @@ def integrated_gradients(
       steps: gradients on the path.
       reduce: [H, W, C] -> [H, W].
       chunk: gradients at a time.
-
     """
 
     def explain(x, *args):
@@ -94,7 +94,6 @@ def smooth_grad(
 
     Raises:
       ValueError: the explainer is called without a key.
-
     """
 
     def smoothed(x, *args, key=None):
@@ -121,7 +120,6 @@ def guided_backprop(score: Score, *, reduce: Reduce = channel_sum) -> Explainer:
 
     Raises:
       ValueError: the score has no ReLU.
-
     """
     return _with_relu(score, _guided, reduce)
 
@@ -151,8 +149,7 @@ def guided_grad_cam(
 
 def _gradient(score: Score, x: jax.Array, *args) -> jax.Array:
     """D score / d x, at least float32."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jax.grad(lambda v: score(v.astype(x.dtype), *args))(x.astype(wide))
+    return jax.grad(lambda v: score(v.astype(x.dtype), *args))(wide(x))
 
 
 def _with_relu(score: Score, backward: Callable[..., jax.Array], reduce: Reduce) -> Explainer:
@@ -185,7 +182,7 @@ def is_relu(op: Op, *operands) -> bool:
     if op.name != "max" or sum(op.dynamic) != 1:
         return False
     constant = operands[op.dynamic.index(False)]
-    return not isinstance(constant, jax.core.Tracer) and not np.any(constant)
+    return not isinstance(constant, Tracer) and not np.any(constant)
 
 
 def _regrade(op: Op, backward, operands):

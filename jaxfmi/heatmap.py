@@ -10,25 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfmi.explainer import Size
 
-
-def resize(heatmap: jax.Array, size: Size, x: jax.Array | None = None) -> jax.Array:
+def resize(heatmap: jax.Array, size: tuple[int, ...] | None) -> jax.Array:
     """Resize bilinearly: half-pixel centres, edges clamped, no antialiasing when it shrinks.
 
     Equal to OpenCV's and to PyTorch's ``align_corners=False``.
 
     Args:
       heatmap: [h, w].
-      size: (H, W); ``"input"`` for the size of ``x`` [H, W, C]; None leaves the map as it is.
-      x: the image, for ``"input"``.
-
+      size: (H, W); None leaves the map as it is.
     """
     if size is None:
         return heatmap
-    if size == "input":
-        assert x is not None, "size='input' goes with the image"
-        size = x.shape[:2]
     return jax.image.resize(heatmap, size, "bilinear", antialias=False)
 
 
@@ -72,7 +65,6 @@ def overlay(
 
     Raises:
       ValueError: the picture is not [H, W, 3].
-
     """
     import matplotlib
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import errors, nnx
 from flax import linen as nn
+from jax.core import Tracer
 
 from jaxfmi.explainer import CHECK, Score
 from jaxfmi.taps import tag
@@ -41,7 +42,6 @@ def log_odds(z: jax.Array, label) -> jax.Array:
 
     Raises:
       ValueError: a single class, whose softmax has no odds.
-
     """
     if z.shape[-1] < 2:
         raise ValueError("log-odds need at least two classes; for one sigmoid take the logit")
@@ -68,7 +68,6 @@ def class_score(model: Model, of: Callable[..., jax.Array] = logit) -> Score:
     Raises:
       ValueError: the model is in training mode; or, when the score is explained, a label is out of
         range (inside ``jit``, where labels have no value yet, the result is NaN instead).
-
     """
     apply, params = functional(model)
 
@@ -88,7 +87,7 @@ def class_score(model: Model, of: Callable[..., jax.Array] = logit) -> Score:
 
 def check_labels(labels, classes: int) -> None:
     """Raise a ValueError unless labels (an int or an array, if known) are in [0, classes)."""
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(labels, Tracer):
         return
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
@@ -99,13 +98,12 @@ def check_labels(labels, classes: int) -> None:
         )
 
 
-def functional(model: Model) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+def functional(model: Model) -> tuple[Callable[[Any, jax.Array], Any], Any]:
     """Split a model into ``apply(params, x [N, H, W, C])`` and its arrays ``params``.
 
     Raises:
       TypeError: not a model in one of the forms that this file lists.
       ValueError: the model is in training mode.
-
     """
     if isinstance(model, nnx.Module):
         _check_evaluation(model)
@@ -135,7 +133,6 @@ def tag_modules(model: Model) -> Model:
 
     Returns:
       A model of the same use: an NNX module, or a pair ``(f, variables)``.
-
     """
     if isinstance(model, nnx.Module):
         return _tag_nnx(nnx.clone(model))

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxfmi.chunks import chunk_map, chunk_mean
-from jaxfmi.explainer import HW
 from jaxfmi.heatmap import divide
 from jaxfmi.rescale import rescaled
 
@@ -118,7 +117,6 @@ def ablation(halves: bool = False) -> Multiplier:
     Args:
       halves: replace the rising and the falling part of a map separately, at twice the cost;
         gives one multiplier for each, which fits more reductions.
-
     """
     return _one_map(lambda v, part: v.head(v.a) - v.head(jnp.where(part, v.a0, v.a)), halves)
 
@@ -128,7 +126,6 @@ def insertion(halves: bool = False) -> Multiplier:
 
     Args:
       halves: as for ``ablation``.
-
     """
     return _one_map(lambda v, part: v.head(jnp.where(part, v.a, v.a0)) - v.head(v.a0), halves)
 
@@ -149,7 +146,7 @@ def shapley(permutations: int = 8) -> Multiplier:
         ranks = jnp.stack([ranks, maps - 1 - ranks], 1).reshape(-1, maps)[:permutations]
 
         def first(at):
-            return v.head(jnp.where(ranks[at[0]] < at[1], v.a, v.a0))
+            return v.head(jnp.where((ranks[at[0]] < at[1])[None, None], v.a, v.a0))
 
         at = jnp.indices((permutations, maps + 1)).reshape(2, -1).T
         scores = chunk_map(first, at, v.chunk).reshape(permutations, maps + 1)
@@ -161,23 +158,30 @@ def shapley(permutations: int = 8) -> Multiplier:
 
 def map_drops(a: jax.Array, a0: jax.Array, head, chunk: int | None) -> jax.Array:
     """head(a) - head(a with map k from a0) for every map k, [K]."""
-    maps = jnp.arange(a.shape[-1])
-    return head(a) - chunk_map(lambda k: head(jnp.where(maps == k, a0, a)), maps, chunk)
+    without = one_map_at_a_time(lambda k: head(jnp.where(k, a0, a)), a.shape[-1], chunk)
+    return head(a) - without
+
+
+def one_map_at_a_time(f: Callable[[jax.Array], jax.Array], maps: int, chunk: int | None):
+    """Stack ``f(k [1, 1, K] bool)`` over the maps, ``k`` true at one of them at a time."""
+    index = jnp.arange(maps)
+    return chunk_map(lambda k: f((index == k)[None, None]), index, chunk)
 
 
 def _one_map(change: Callable[[View, jax.Array], jax.Array], halves: bool) -> Multiplier:
     """``change(view, part)`` for each map as the part; or for its two halves, over their sums."""
 
     def per_map(v: View, where):
-        maps = jnp.arange(v.a.shape[-1])
-        return chunk_map(lambda k: change(v, where & (maps == k)), maps, v.chunk)
+        return one_map_at_a_time(lambda k: change(v, where & k), v.a.shape[-1], v.chunk)
 
     def multiplier(v: View):
         if not halves:
-            return PerMap(per_map(v, jnp.ones((), bool)))
+            return PerMap(per_map(v, True))
         d = v.a - v.a0
         m = sum(
-            jnp.where(half, divide(per_map(v, half), jnp.where(half, d, 0).sum(HW)), 0)
+            jnp.where(
+                half, divide(per_map(v, half), jnp.where(half, d, 0).sum((0, 1)))[None, None], 0
+            )
             for half in (d > 0, d < 0)
         )
         return PerHalf(jnp.asarray(m))

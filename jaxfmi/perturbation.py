@@ -20,7 +20,9 @@ from jaxfmi.explainer import (
     head,
     layer_names,
     per_layer,
+    wide,
 )
+from jaxfmi.multipliers import map_drops
 
 
 @explainer
@@ -45,7 +47,6 @@ def ablation_cam(
       relu: keep the positive part; False for the signed map.
       size: of the heatmap; None for [h, w].
       chunk: channels at a time; the cost is the part of the network behind the layer, once each.
-
     """
 
     def explain_layers(x, *args):
@@ -60,11 +61,9 @@ def ablation_cam(
 
 
 def _drops(a: jax.Array, rest, chunk: int | None) -> jax.Array:
-    """(y - y_k) / |y| for every channel k of ``a`` [h, w, K]."""
-    channels = jnp.arange(a.shape[-1])
-    y = rest(a).astype(a.dtype)
-    without = chunk_map(lambda k: rest(jnp.where(channels == k, 0, a)), channels, chunk)
-    return (y - without) / jnp.where(y == 0, 1, jnp.abs(y))
+    """(y - y_k) / |y| for every channel k of ``a`` [h, w, K], [1, 1, K]."""
+    y, drops = rest(a), map_drops(a, jnp.zeros_like(a), rest, chunk)
+    return wide(drops / jnp.where(y == 0, 1, jnp.abs(y)))[None, None]
 
 
 @explainer
@@ -91,7 +90,6 @@ def occlusion(
 
     Raises:
       ValueError: a window or stride below 1, or a stride larger than the window.
-
     """
     sides, steps = _pair(window), _pair(stride)
     if min(steps) < 1 or any(s > w for s, w in zip(steps, sides, strict=True)):
@@ -99,18 +97,18 @@ def occlusion(
 
     def explain(x, *args):
         rows, columns = (_windows(*axis) for axis in zip(x.shape[:2], sides, steps, strict=True))
+        cover = jnp.broadcast_to(jnp.asarray(fill, x.dtype), x.shape)
         y = score(x, *args)
 
         def drop(window):
             row, column = window
-            covered = rows[row][:, None] & columns[column]
-            return y - score(jnp.where(covered[..., None], fill, x).astype(x.dtype), *args)
+            covered = jnp.outer(rows[row], columns[column])[..., None]
+            return y - score(jnp.where(covered, cover, x), *args)
 
         grid = jnp.indices((len(rows), len(columns))).reshape(2, -1)
-        drops = chunk_map(drop, tuple(grid), chunk).reshape(len(rows), len(columns))
-        drops = drops.astype(jnp.promote_types(drops.dtype, jnp.float32))
-        counts = rows.sum(0)[:, None] * columns.sum(0)
-        return rows.T.astype(drops.dtype) @ drops @ columns.astype(drops.dtype) / counts
+        drops = wide(chunk_map(drop, tuple(grid), chunk).reshape(len(rows), len(columns)))
+        spread = rows.T.astype(drops.dtype) @ drops @ columns.astype(drops.dtype)
+        return spread / jnp.outer(rows.sum(0), columns.sum(0))
 
     return explain
 

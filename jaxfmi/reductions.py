@@ -2,7 +2,7 @@
 
 A reduction is a function ``(multiplied, d, a) -> (fmi, parts)``: from what a multiplier gave, the
 difference ``d`` [h, w, K] and the activation ``a`` [h, w, K], to the importance of every feature
-map, [K], and what each map puts into the heatmap, ``parts`` [h, w, K]. "Complete" means that the
+map, [1, 1, K], and what each map puts into the heatmap, ``parts`` [h, w, K]. "Complete" means that the
 parts keep the total of the multiplier.
 """
 
@@ -19,15 +19,15 @@ Reduction = Callable[[Multiplied, jax.Array, jax.Array], tuple[jax.Array, jax.Ar
 
 
 def signed(multiplied: Multiplied, d: jax.Array, a: jax.Array):
-    """Two importances per map, [2, K]: where it rises, and where it falls. Our construction.
+    """Two importances per map, [2, 1, 1, K]: where it rises, and where it falls. Our construction.
 
     Means of the multiplier weighted by the rise and by the fall: complete for any head, and
     never outside the multiplier's range.
     """
     m = _per_element(signed, multiplied, d)
     rise, fall = jax.nn.relu(d), -jax.nn.relu(-d)
-    up = divide((m * rise).sum(HW), rise.sum(HW))
-    down = divide((m * fall).sum(HW), fall.sum(HW))
+    up = divide(_sum(m * rise), _sum(rise))
+    down = divide(_sum(m * fall), _sum(fall))
     return jnp.stack([up, down]), up * rise + down * fall
 
 
@@ -40,13 +40,15 @@ def mean(multiplied: Multiplied, d: jax.Array, a: jax.Array):
     if isinstance(multiplied, PerHalf):
         raise _misfit(mean, multiplied, "the zeros where nothing changes would bias it")
     m = _per_element(mean, multiplied, d)
-    fmi = jnp.where((d != 0).any((-3, -2)), m.mean(HW), 0)  # an unchanged map matters nothing
+    fmi = jnp.where(
+        (d != 0).any(HW, keepdims=True), m.mean(HW, keepdims=True), 0
+    )  # an unchanged map matters nothing
     return fmi, fmi * d
 
 
 def ratio(multiplied: Multiplied, d: jax.Array, a: jax.Array):
     """Contribution over the sum of the difference: complete, but huge where that sum cancels."""
-    fmi = divide(contributions(multiplied, d), d.sum(HW))
+    fmi = divide(contributions(multiplied, d), _sum(d))
     return fmi, fmi * d
 
 
@@ -58,7 +60,7 @@ def absmean(multiplied: Multiplied, d: jax.Array, a: jax.Array):
 
 def proportional(multiplied: Multiplied, d: jax.Array, a: jax.Array):
     """A map's contribution spread over its |d|: complete."""
-    fmi = divide(contributions(multiplied, d), jnp.abs(d).sum(HW))
+    fmi = divide(contributions(multiplied, d), _sum(jnp.abs(d)))
     return fmi, fmi * jnp.abs(d)
 
 
@@ -82,16 +84,20 @@ def none(multiplied: Multiplied, d: jax.Array, a: jax.Array):
 
 
 def contributions(multiplied: Multiplied, d: jax.Array) -> jax.Array:
-    """What every map adds to the change of the score, [K], in units of the score."""
+    """What every map adds to the change of the score, [1, 1, K], in units of the score."""
     if isinstance(multiplied, PerMap):
-        return multiplied.c
+        return multiplied.c.reshape(1, 1, -1)
     if isinstance(multiplied, Elements):
-        return multiplied.e.sum((-3, -2))
-    return (multiplied.m * d).sum((-3, -2))
+        return _sum(multiplied.e)
+    return _sum(multiplied.m * d)
 
 
 def _absolute_mean(m: jax.Array, d: jax.Array) -> jax.Array:
-    return divide((m * jnp.abs(d)).sum(HW), jnp.abs(d).sum(HW))
+    return divide(_sum(m * jnp.abs(d)), _sum(jnp.abs(d)))
+
+
+def _sum(a: jax.Array) -> jax.Array:
+    return a.sum(HW, keepdims=True)
 
 
 def _per_element(reduction: Reduction, multiplied: Multiplied, d: jax.Array) -> jax.Array:

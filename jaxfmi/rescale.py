@@ -46,7 +46,6 @@ def rescaled(head: Callable[[jax.Array], jax.Array], layer: str, a0: jax.Array):
     Raises:
       ValueError: when called, for an operation that mixes two activations (a gate, a softmax) or
         that has no rule.
-
     """
 
     def rule(op: Op, *operands):

@@ -56,7 +56,6 @@ def tag(value: jax.Array, name: str) -> jax.Array:
     Args:
       value: an array of any shape.
       name: unique within one call of the function that is explained.
-
     """
     return checkpoint_name(value, name)
 
@@ -88,7 +87,6 @@ def capture(f: Callable[..., Any], *names: str) -> Callable[..., tuple[Any, dict
 
     Raises:
       ValueError: a name occurs more than once, is not there, or is inside a loop.
-
     """
 
     @functools.wraps(f)
@@ -121,7 +119,6 @@ def edit(
 
     Raises:
       ValueError: a name is not there, is inside a loop, or its new value has another shape.
-
     """
 
     @functools.wraps(f)
