@@ -178,13 +178,12 @@ def _one_map(change: Callable[[View, jax.Array], jax.Array], halves: bool) -> Mu
         if not halves:
             return PerMap(per_map(v, True))
         d = v.a - v.a0
-        m = sum(
-            jnp.where(
-                half, divide(per_map(v, half), jnp.where(half, d, 0).sum((0, 1)))[None, None], 0
-            )
-            for half in (d > 0, d < 0)
-        )
-        return PerHalf(jnp.asarray(m))
+
+        def of_half(half):
+            total = jnp.where(half, d, 0).sum((0, 1))
+            return jnp.where(half, divide(per_map(v, half), total)[None, None], 0)
+
+        return PerHalf(of_half(d > 0) + of_half(d < 0))
 
     return multiplier
 

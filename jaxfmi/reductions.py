@@ -2,7 +2,7 @@
 
 A reduction is a function ``(multiplied, d, a) -> (fmi, parts)``: from what a multiplier gave, the
 difference ``d`` [h, w, K] and the activation ``a`` [h, w, K], to the importance of every feature
-map, [1, 1, K], and what each map puts into the heatmap, ``parts`` [h, w, K]. "Complete" means that the
+map, [1, 1, K], and to what each map puts into the heatmap, [h, w, K]. "Complete" means that the
 parts keep the total of the multiplier.
 """
 
@@ -40,9 +40,8 @@ def mean(multiplied: Multiplied, d: jax.Array, a: jax.Array):
     if isinstance(multiplied, PerHalf):
         raise _misfit(mean, multiplied, "the zeros where nothing changes would bias it")
     m = _per_element(mean, multiplied, d)
-    fmi = jnp.where(
-        (d != 0).any(HW, keepdims=True), m.mean(HW, keepdims=True), 0
-    )  # an unchanged map matters nothing
+    changed = (d != 0).any(HW, keepdims=True)  # what is unchanged has no importance
+    fmi = jnp.where(changed, m.mean(HW, keepdims=True), 0)
     return fmi, fmi * d
 
 
