@@ -1,5 +1,7 @@
 """jaxfmi shows what an image network looks at: attribution for JAX and Flax."""
 
+from importlib.metadata import version
+
 # Names of activations, and what reads, changes and re-rules them.
 from jaxfmi.taps import capture, edit, rewrite, tag, tags
 
@@ -39,6 +41,8 @@ from jaxfmi.batched import batched
 
 # What options are made of, and what heatmaps are put through.
 from jaxfmi import heatmap, multipliers, reductions, references
+
+__version__ = version("jaxfmi")
 
 __all__ = [
     "capture",
