@@ -13,9 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
 from jaxfmi.models.preprocess import Preprocess
 from jaxfmi.models.pretrained import load
-
 from jaxfmi.taps import tag
 
 __all__ = ["DemoNet", "Pretrained", "demo_model"]
@@ -104,7 +104,7 @@ class DemoNet(nnx.Module):
 def demo_model() -> Pretrained:
     """Return the embedded model: no download, 20 classes, any picture squashed to 64x64."""
     card = json.loads((WEIGHTS / "demo.json").read_text())
-    model = DemoNet(len(card["classes"]), rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: DemoNet(len(card["classes"]), rngs=nnx.Rngs(0)))
     load(model, WEIGHTS / "demo.safetensors").eval()
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocess"].items()}
     return Pretrained(model, tuple(card["classes"]), Preprocess(**options))

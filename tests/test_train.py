@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
+
 from jaxfmi.models.demo import DemoNet
 from jaxfmi.train import classifier
 from jaxfmi.train.card import command, cover, inside
 from jaxfmi.train.data import augment, load_split
-from PIL import Image
 
 
 def pack(path, n, seed):
@@ -140,14 +141,16 @@ def test_pictures_come_back_as_they_were_packed(tmp_path):
 
 def test_augment_without_changes_is_the_picture_or_its_mirror_image():
     images = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3), np.uint8)
-    x = np.asarray(augment(jax.random.key(0), images, 12, 1.0, 1.0, 0.0, 0.0, 0.0)) * 255
+    x = np.asarray(augment(jax.random.key(0), images, 12, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)) * 255
     for got, image in zip(x, images, strict=True):
         assert min(abs(got - image).max(), abs(got - image[:, ::-1]).max()) < 1
 
 
 def test_augment_resizes_within_range_and_depends_on_the_key():
     images = np.full((4, 12, 12, 3), 200, np.uint8)
-    a, b = (augment(jax.random.key(seed), images, 20) for seed in (0, 1))
+    a, b = (
+        augment(jax.random.key(seed), images, 20, 0.3, 1.5, 0.4, 0.1, 0.1, 0.5) for seed in (0, 1)
+    )
     assert a.shape == (4, 20, 20, 3)
     assert a.min() >= 0
     assert a.max() <= 1

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxfmi.models.preprocess import Preprocess
-from jaxfmi.train.data import Split, normalise
 
 from jaxfmi.cam import grad_cam
+from jaxfmi.models.preprocess import Preprocess
+from jaxfmi.train.data import Split, normalise
 
 __all__ = ["card", "command", "cover", "inside", "pointing"]
 

@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from rich.progress import Progress
+
 from jaxfmi.models.demo import DemoNet
 from jaxfmi.models.pretrained import save
 from jaxfmi.train import checkpoint
 from jaxfmi.train.card import card
 from jaxfmi.train.data import Split, augment, load_data, normalise
-from rich.progress import Progress
 
 __all__ = ["Config", "eval_step", "load_data", "loss_fn", "main", "train_step"]
 
@@ -55,6 +56,7 @@ class Config:
       stretch: largest change of the crop's aspect ratio, as a factor.
       jitter: largest change of brightness, contrast and saturation.
       grey: probability of taking all colour away.
+      cast: largest change of the colours' balance.
       erase: probability of blanking a rectangle.
       mean: subtracted from the colours in 0..1.
       std: divides them then.
@@ -68,18 +70,19 @@ class Config:
     out: str
     epochs: int = 40
     batch_size: int = 64
-    sizes: tuple[int, ...] = (32, 40, 48, 56)
+    sizes: tuple[int, ...] = (32, 40, 48, 48)
     learning_rate: float = 0.1
     warmup_epochs: float = 2.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     ema: float = 0.995
-    min_scale: float = 0.3
+    min_scale: float = 0.2
     stretch: float = 1.5
     jitter: float = 0.4
-    grey: float = 0.1
-    erase: float = 0.25
+    grey: float = 0.2
+    cast: float = 0.3
+    erase: float = 0.1
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     layer: str = "auto"
@@ -98,7 +101,7 @@ def loss_fn(model, images, labels, smoothing=0.0):
 def train_step(model, optimizer, average, images, labels, key, *, config: Config, size: int):
     """One update, in place, from pictures uint8 [N, H, W, C]; returns (average, metrics)."""
     c = config
-    x = augment(key, images, size, c.min_scale, c.stretch, c.jitter, c.grey, c.erase)
+    x = augment(key, images, size, c.min_scale, c.stretch, c.jitter, c.grey, c.cast, c.erase)
     x = normalise(x, c.mean, c.std)
     gradient = nnx.value_and_grad(loss_fn, has_aux=True)
     (loss, logits), grads = gradient(model, x, labels, c.label_smoothing)
@@ -137,7 +140,7 @@ def main(config: Config, model: nnx.Module | None = None) -> nnx.Module:
             average, metrics = _epoch(epoch, model, optimizer, average, train, config)
             metrics |= _evaluate(_averaged(model, average), val, config)
             print(json.dumps(metrics), file=log, flush=True)
-            progress.console.print(*(f"{k} {v:.4g}" for k, v in metrics.items()))
+            progress.console.print(*(f"{k} {v:.4g}" for k, v in metrics.items()), soft_wrap=True)
             state = {"live": nnx.state((model, optimizer)), "average": average}
             checkpoint.save(out / "checkpoint", epoch, state)
     final = _averaged(model, average)

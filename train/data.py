@@ -58,20 +58,24 @@ def normalise(images, mean, std):
     return (images - mean) / std
 
 
-@partial(jax.jit, static_argnames=("size", "min_scale", "stretch", "jitter", "grey", "erase"))
-def augment(key, images, size, min_scale=0.3, stretch=1.5, jitter=0.4, grey=0.1, erase=0.25):
+@partial(
+    jax.jit, static_argnames=("size", "min_scale", "stretch", "jitter", "grey", "cast", "erase")
+)
+def augment(key, images, size, min_scale, stretch, jitter, grey, cast, erase):
     """Crop, flip, recolour and erase: uint8 [N, H, W, 3] -> float32 [N, size, size, 3] in 0..1.
 
     The crop covers `min_scale`..1 of the picture, at 1/`stretch`..`stretch` times its aspect ratio
-    (what exceeds the picture is cut). Colours change by factors of 1 -/+ `jitter`; with probability
-    `grey` there are none, and with `erase` a rectangle of a quarter to half the sides is blank.
+    (what exceeds the picture is cut). Saturation, contrast and brightness change by factors of
+    1 -/+ `jitter`, with probability `grey` there is no colour, then each channel changes by one of
+    1 -/+ `cast`, like the white balance. With probability `erase` a rectangle of a quarter to half
+    the sides is blank.
     """
 
     def one(key, image):
         crop, flip, colour, cut = jax.random.split(key, 4)
         x = _crop(crop, image.astype(jnp.float32) / 255, size, min_scale, stretch)
         x = jnp.where(jax.random.bernoulli(flip), x[:, ::-1], x)
-        return _erase(cut, _recolour(colour, x, jitter, grey), erase)
+        return _erase(cut, _recolour(colour, x, jitter, grey, cast), erase)
 
     return jax.vmap(one)(jax.random.split(key, len(images)), images)
 
@@ -89,16 +93,17 @@ def _crop(key, x, size, min_scale, stretch):
     return jax.image.scale_and_translate(x, shape, (0, 1), scale, -start * scale, "linear")
 
 
-def _recolour(key, x, jitter, grey):
-    """Saturation, contrast and brightness, each times a factor of 1 -/+ jitter."""
-    k1, k2 = jax.random.split(key)
+def _recolour(key, x, jitter, grey, cast):
+    """Saturation, contrast, brightness times 1 -/+ `jitter`, then channels times 1 -/+ `cast`."""
+    k1, k2, k3 = jax.random.split(key, 3)
     factors = jax.random.uniform(k1, (3,), minval=1 - jitter, maxval=1 + jitter)
     saturation, contrast, brightness = factors
     saturation *= jax.random.bernoulli(k2, 1 - grey)
     mean = x.mean(-1, keepdims=True)
     x = mean + saturation * (x - mean)
     x = x.mean() + contrast * (x - x.mean())
-    return jnp.clip(brightness * x, 0, 1)
+    gains = jax.random.uniform(k3, (1, 1, x.shape[-1]), minval=1 - cast, maxval=1 + cast)
+    return jnp.clip(brightness * gains * x, 0, 1)
 
 
 def _erase(key, x, probability):
