@@ -1,0 +1,276 @@
+"""What every explainer must do: one table of all of them, and the same laws for each.
+
+A new method joins with a row. Laws that do not depend on what a model is made of are checked on the
+NNX network alone, for the linen one must get the same heatmaps.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from nets import HEIGHT, LAYER_SIZE, WIDTH, images, tiny, transposed, widened
+
+import jaxfmi as jf
+from jaxfmi import multipliers, references
+
+LABELS = np.array([3, 0, 4, 1])
+KEY = jax.random.key(7)
+FAST = {"xla_backend_optimization_level": 0}  # halves the time that compiling takes
+
+
+class Case(NamedTuple):
+    """A row: how to make the explainer, ``make(score, **options)``, and what it claims."""
+
+    make: Callable
+    sized: bool = False  # takes ``size``
+    evaluations: int = 0  # takes ``chunk``, and evaluates something this often
+    random: bool = False  # takes ``key``
+
+
+def at_layer(method, layer="down", **fixed):
+    return lambda score, **options: method(score, layer, **fixed, **options)
+
+
+def smooth(method):
+    def make(score, chunk=4, **options):
+        return jf.smooth_grad(method(score, **options), samples=5, chunk=chunk)
+
+    return make
+
+
+def heatmap_of_terms(score, **options):
+    terms = jf.afmi_terms(score, "down", multiplier=multipliers.path(5), **options)
+    return lambda x, *args: terms(x, *args).heatmap
+
+
+AFMI = functools.partial(at_layer, jf.afmi)
+CASES = {
+    "cam": Case(at_layer(jf.cam, "block"), sized=True),
+    "grad_cam": Case(at_layer(jf.grad_cam), sized=True),
+    "grad_cam_pp": Case(at_layer(jf.grad_cam_pp), sized=True),
+    "xgrad_cam": Case(at_layer(jf.xgrad_cam), sized=True),
+    "hires_cam": Case(at_layer(jf.hires_cam), sized=True),
+    "layer_cam": Case(at_layer(jf.layer_cam), sized=True),
+    "eigen_cam": Case(at_layer(jf.eigen_cam), sized=True),
+    "eigen_grad_cam": Case(at_layer(jf.eigen_grad_cam), sized=True),
+    "ablation_cam": Case(at_layer(jf.ablation_cam), sized=True, evaluations=8),
+    "afmi": Case(AFMI(multiplier=multipliers.path(5)), sized=True, evaluations=5),
+    "afmi_terms": Case(heatmap_of_terms, sized=True, evaluations=5),
+    "afmi gradient": Case(AFMI(multiplier="gradient", reduce="mean"), sized=True),
+    "afmi trapezoid": Case(AFMI(multiplier="trapezoid", reduce="none"), sized=True),
+    "afmi rescale": Case(AFMI(multiplier="rescale"), sized=True),
+    "afmi path_input": Case(
+        AFMI(multiplier=multipliers.path_input(5), reduce="none"), sized=True, evaluations=5
+    ),
+    "afmi ablation": Case(
+        AFMI(multiplier=multipliers.ablation(halves=True)), sized=True, evaluations=8
+    ),
+    "afmi insertion": Case(
+        AFMI(multiplier="insertion", reduce="ratio"), sized=True, evaluations=8
+    ),
+    "afmi shapley": Case(
+        AFMI(multiplier=multipliers.shapley(2), reduce="proportional"),
+        sized=True,
+        evaluations=18,
+        random=True,
+    ),
+    "afmi noise": Case(
+        AFMI(multiplier="rescale", reference=references.several(references.gaussian(1.0), 2)),
+        sized=True,
+        random=True,
+    ),
+    "guided_grad_cam": Case(at_layer(jf.guided_grad_cam)),
+    "saliency": Case(jf.saliency),
+    "input_x_gradient": Case(jf.input_x_gradient),
+    "integrated_gradients": Case(
+        functools.partial(jf.integrated_gradients, steps=5), evaluations=5
+    ),
+    "smooth_grad saliency": Case(smooth(jf.saliency), evaluations=5, random=True),
+    "smooth_grad grad_cam": Case(
+        smooth(at_layer(jf.grad_cam)), sized=True, evaluations=5, random=True
+    ),
+    "guided_backprop": Case(jf.guided_backprop),
+    "deconvnet": Case(jf.deconvnet),
+    "full_grad": Case(jf.full_grad),
+    "occlusion": Case(
+        functools.partial(jf.occlusion, window=(5, 3), stride=(4, 2)), evaluations=20
+    ),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+both_nets = pytest.mark.parametrize("kind", ["nnx", "linen"])
+
+
+@functools.cache
+def score(kind="nnx"):
+    return jf.class_score(tiny(kind))
+
+
+def explainer(name, of=None, **options):
+    """``(x, label, key) -> heatmap``, for methods with and without randomness."""
+    case = CASES[name]
+    explain = case.make(of or score(), **options)
+    return lambda x, label, key: explain(x, label, **({"key": key} if case.random else {}))
+
+
+def compiled(explain):
+    return jax.jit(jax.vmap(explain), compiler_options=FAST)
+
+
+@functools.cache
+def batch_explainer(name, kind="nnx"):
+    return compiled(explainer(name, score(kind)))
+
+
+@functools.cache
+def batch():
+    return images(4), jnp.asarray(LABELS), jax.random.split(KEY, 4)
+
+
+@functools.cache
+def heatmaps(name):
+    return np.asarray(batch_explainer(name)(*batch()))
+
+
+def close(got, expected, share=1e-5):
+    """Equal but for a share of the largest value."""
+    np.testing.assert_allclose(got, expected, rtol=0, atol=share * np.abs(expected).max() + 1e-9)
+
+
+def test_the_table_is_complete():
+    """All that ``explainer`` decorates, and what goes around explainers."""
+    names = {name.split()[0] for name in CASES}
+    explained = {n for n in jf.__all__ if hasattr(getattr(jf, n), "__wrapped__")}
+    assert (explained | {"smooth_grad"}) - {"full_grad_terms"} == names
+
+
+@every_case
+@both_nets
+def test_jit_of_vmap_is_a_loop_of_eager_calls(name, kind):
+    explain = explainer(name, score(kind))
+    got = batch_explainer(name, kind)(*batch())
+    for i, one in enumerate(zip(*batch(), strict=True)):
+        if i < 2:
+            close(got[i], explain(*one))
+
+
+@every_case
+def test_heatmaps_are_float32_of_the_images_size_and_say_something(name):
+    got = heatmaps(name)
+    assert got.shape == (4, HEIGHT, WIDTH)
+    assert got.dtype == np.float32
+    assert np.isfinite(got).all()
+    assert np.ptp(got, axis=(1, 2)).max() > 0
+
+
+@every_case
+def test_nnx_and_linen_agree(name):
+    close(batch_explainer(name, "linen")(*batch()), heatmaps(name), 1e-4)
+
+
+@every_case
+@both_nets
+def test_another_class_does_not_recompile(name, kind):
+    explain, (x, labels, keys) = batch_explainer(name, kind), batch()
+    explain(x, labels, keys)
+    explain(x[::-1], (labels + 1) % 5, keys)
+    assert explain._cache_size() == 1
+
+
+@every_case
+def test_sharded_is_unsharded(name):
+    mesh = Mesh(np.array(jax.devices()), ("batch",), axis_types=(AxisType.Auto,))
+    assert mesh.size == 4
+    spread = jax.device_put(batch(), NamedSharding(mesh, PartitionSpec("batch")))
+    got = batch_explainer(name, "linen")(*spread)
+    assert len(got.sharding.device_set) == 4
+    close(got, heatmaps(name), 1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.evaluations])
+def test_chunks_do_not_matter(name):
+    n = CASES[name].evaluations
+    for chunk in (1, 3, n + 9):
+        close(compiled(explainer(name, chunk=chunk))(*batch()), heatmaps(name))
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.sized])
+def test_sizes(name):
+    raw = compiled(explainer(name, size=None))(*batch())
+    assert raw.shape == (4, *LAYER_SIZE)
+    for size in ((HEIGHT, WIDTH), (4, 9)):
+        sized = jax.vmap(lambda m: jf.heatmap.resize(m, size))(raw)
+        if size == (HEIGHT, WIDTH):
+            close(sized, heatmaps(name))
+        else:
+            close(compiled(explainer(name, size=size))(*batch()), sized)
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.random])
+def test_a_key_decides(name):
+    x, labels, keys = batch()
+    explain = batch_explainer(name)
+    np.testing.assert_array_equal(explain(x, labels, keys), heatmaps(name))
+    assert not np.allclose(explain(x, labels, keys[::-1]), heatmaps(name))
+    with pytest.raises(ValueError, match="key"):
+        CASES[name].make(score())(x[0], labels[0])
+
+
+@every_case
+@both_nets
+def test_constant_images_give_no_nan(name, kind):
+    _, labels, keys = batch()
+    levels = jnp.array([0.0, 0.0, 1.0, -2.0])[:, None, None, None]
+    x = jnp.broadcast_to(levels, images(4).shape)
+    with jax.debug_nans(True):
+        assert np.isfinite(batch_explainer(name, kind)(x, labels, keys)).all()
+        explainer(name, score(kind))(x[0], labels[0], keys[0])
+
+
+@every_case
+def test_bfloat16_models_get_float32_heatmaps(name):
+    """Of the same random numbers: those for a bfloat16 image are others."""
+    x, labels, keys = batch()
+    explain = jax.vmap(explainer(name, jf.class_score(tiny("nnx", jnp.bfloat16))))
+    got = jax.jit(explain, compiler_options=FAST)(x, labels, keys)
+    assert np.linalg.norm(got - heatmaps(name)) < 0.07 * np.linalg.norm(heatmaps(name))
+    half = jax.eval_shape(explain, x.astype(jnp.bfloat16), labels, keys)
+    assert got.dtype == half.dtype == jnp.float32
+
+
+@every_case
+def test_float64(name):
+    x, labels, keys = batch()
+    model = tiny("nnx")
+    with jax.enable_x64(True):
+        explain = compiled(explainer(name, jf.class_score(widened(model))))
+        got = explain(x.astype(jnp.float64), labels, keys)
+    assert got.dtype == np.float64
+    assert got.shape == (4, HEIGHT, WIDTH)
+    if not CASES[name].random:  # random numbers of another precision are other numbers
+        close(got, heatmaps(name), 1e-4)
+
+
+@every_case
+def test_heatmaps_are_differentiable(name):
+    x, labels, keys = batch()
+    weights = images(1)[0, :, :, 0]
+    explain = explainer(name)
+    slope = jax.grad(lambda x: (explain(x, labels[0], keys[0]) * weights).sum())
+    got = jax.jit(slope, compiler_options=FAST)(x[0])
+    assert got.shape == x[0].shape
+    assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if not case.random])
+def test_transposing_network_and_image_transposes_the_heatmap(name):
+    x, labels, keys = batch()
+    options = {"window": (3, 5), "stride": (2, 4)} if name == "occlusion" else {}
+    of = jf.class_score(transposed(tiny("nnx")))
+    got = compiled(explainer(name, of, **options))(x.swapaxes(1, 2), labels, keys)
+    assert got.shape == (4, WIDTH, HEIGHT)
+    close(got.swapaxes(1, 2), heatmaps(name), 1e-4)
