@@ -47,7 +47,13 @@ def tanh_max(heatmaps: Sequence[jax.Array]) -> jax.Array:
 
 
 def overlay(
-    image: np.ndarray, heatmap: np.ndarray, *, colormap: str = "auto", strength: float = 0.6
+    image: np.ndarray,
+    heatmap: np.ndarray,
+    *,
+    colormap: str = "auto",
+    strength: float = 0.6,
+    percentile: float = 100.0,
+    signed: bool = False,
 ) -> np.ndarray:
     """Lay a map over a picture.
 
@@ -59,6 +65,10 @@ def overlay(
       heatmap: [h, w] of any size and scale, resized to the picture.
       colormap: a name that matplotlib knows; ``"auto"`` takes ``jet``, for signed maps ``bwr``.
       strength: share of the colours, 0 to 1.
+      percentile: of |map|, from which on the colour is full. Maps of gradients have a few values
+        far above all others; 99 keeps these from leaving the rest without colour.
+      signed: show the map as signed even if none of its values is negative, for one look of a
+        method on all pictures.
 
     Returns:
       RGB in [0, 1], [H, W, 3].
@@ -72,8 +82,9 @@ def overlay(
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"expected a picture [H, W, 3], got shape {image.shape}")
     heat = np.asarray(resize(jnp.asarray(heatmap, jnp.float32), image.shape[:2]))
-    signed = heat.min() < 0
-    heat = heat / (np.abs(heat).max() or 1.0)
+    signed = signed or bool(heat.min() < 0)
+    full = np.percentile(np.abs(heat), percentile) or np.abs(heat).max() or 1.0
+    heat = np.clip(heat / full, -1, 1)
     if colormap == "auto":
         colormap = "bwr" if signed else "jet"
     colours = matplotlib.colormaps[colormap]((heat + 1) / 2 if signed else heat)[..., :3]

@@ -1,0 +1,288 @@
+"""The command ``jaxfmi``: explain pictures without writing Python.
+
+What a user can get wrong is one line, ``error: ...``, on stderr, and exit code 2; a picture that
+can't be read is such a line and exit code 1 after the others have been explained.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import jax
+import numpy as np
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+from jaxfmi import job as jobs
+from jaxfmi import networks
+from jaxfmi.methods import METHODS
+from jaxfmi.models import MODELS
+from jaxfmi.report import panel
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+PHOTOS = ("chelsea", "coffee")
+
+
+class Group(TyperGroup):
+    """Commands whose errors of usage are one line; keeps the words for the manifest."""
+
+    def main(self, args=None, prog_name=None, **extra):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Run a command and exit."""
+        words = list(sys.argv[1:] if args is None else args)
+        try:
+            extra |= {"standalone_mode": False, "obj": ["jaxfmi", *words]}
+            code = super().main(words, prog_name, **extra)
+        except Exception as error:
+            message = getattr(error, "format_message", None)
+            if message is None:  # not one of typer's own
+                raise
+            _complain(message())
+            code = MISUSED
+        sys.exit(code or 0)
+
+
+app = typer.Typer(
+    cls=Group,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Words = list[str] | None
+Model = Annotated[str, typer.Option(help="A name of `jaxfmi models`.")]
+ModelOption = Annotated[
+    Words,
+    typer.Option(help="key=value for the network: num_classes=1001, padding=SAME; repeatable."),
+]
+Size = Annotated[
+    str | None, typer.Option(help="Input size, 192 or 192x256; else that of the preprocessing.")
+]
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Show what an image network looks at."""
+    if show_version:
+        print(f"jaxfmi {version('jaxfmi')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the panel.")] = Path("jaxfmi-demo"),
+) -> None:
+    """Explain two pictures with the embedded network and every method."""
+    with _one_line():
+        photos = [Image.fromarray(getattr(_sample_data(), name)()) for name in PHOTOS]
+        job = jobs.plan(networks.open_network(), METHODS)
+        out.mkdir(parents=True, exist_ok=True)
+    x = np.stack([job.network.preprocess(photo) for photo in photos])
+    logits = jobs.logits(job, len(x))(x)
+    labels = logits.argmax(-1).astype(np.int32)
+    chances = np.exp(logits.max(-1) - np.logaddexp.reduce(logits, -1))
+    names = [str(job.network.classes[label]).split(",")[0] for label in labels]
+    maps, indices = {}, np.arange(len(x), dtype=np.int32)
+    with _progress(len(job.steps), _is_terminal()) as done:
+        for step, explain in zip(job.steps, jobs.explainers(job, len(x)), strict=True):
+            maps[step.method] = explain(x, labels, indices)
+            done(1)
+    captions = [f"{name} {chance:.0%}" for name, chance in zip(names, chances, strict=True)]
+    path = out / "demo.png"
+    panel([np.asarray(photo) / 255 for photo in photos], maps, captions=captions, path=path)
+    for photo, name, chance in zip(PHOTOS, names, chances, strict=True):
+        print(f"{photo}: {name}, probability {chance:.3f}")
+    print(path)
+
+
+@app.command()
+def explain(
+    context: typer.Context,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    model: Model = networks.DEMO,
+    weights: Annotated[
+        str | None, typer.Option(help="A .safetensors or .npz file, or owner/name on the hub.")
+    ] = None,
+    method: Annotated[
+        Words, typer.Option(help="Names of `jaxfmi methods`, with commas between; else grad_cam.")
+    ] = None,
+    layer: Annotated[
+        Words, typer.Option(help="Names of `jaxfmi layers`, with commas between; else auto.")
+    ] = None,
+    target: Annotated[
+        Words,
+        typer.Option(help="Index or name of a class; repeatable. Else the predicted class."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Explain this many of the best classes.")] = 1,
+    score: Annotated[str, typer.Option(help=" or ".join(jobs.SCORES))] = "logit",
+    preprocess: Annotated[
+        str | None, typer.Option(help=f"{', '.join(networks.PREPROCESS)}; else the model's own.")
+    ] = None,
+    size: Size = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Names of the classes: JSON (as Keras has it too) or lines.")
+    ] = None,
+    model_option: ModelOption = None,
+    option: Annotated[
+        Words,
+        typer.Option(
+            help="[METHOD.]name=value: multiplier=path(steps=64), relu=false; repeatable."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for maps and manifest.")] = Path("jaxfmi-out"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of methods that draw noise.")] = 0,
+    progress: Annotated[
+        bool | None, typer.Option("--progress/--no-progress", help="Else on a terminal only.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write to OUT as it is.")] = False,
+) -> None:
+    """Explain pictures: an overlay and a raw map for each of them, and a manifest.
+
+    Files are called PICTURE.CLASS.METHOD.png and .npy, in OUT.
+    """
+    with _one_line():
+        _check_paths(images, out, overwrite)
+        if target and top_k != 1:
+            raise ValueError("--target and --top-k exclude each other")
+        network = networks.open_network(
+            model, weights, model_option or [], preprocess, networks.read_size(size), classes
+        )
+        job = jobs.plan(
+            network,
+            _split(method or ["grad_cam"]),
+            layer=_split(layer or ["auto"]),
+            options=option or [],
+            score=score,
+            targets=target or [],
+            top_k=top_k,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        jobs.check(job)
+        out.mkdir(parents=True, exist_ok=True)
+    shown = _is_terminal() if progress is None else progress
+    with _kept(out), _progress(len(images) * len(job.steps), shown) as done:
+        results = jobs.run(job, images, out, command=context.obj, done=done, warn=_complain)
+    print(f"{len(results.entries)} maps in {out}; {out / jobs.MANIFEST} says what they are")
+    if results.failures:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods."""
+    rows = [(n, m.paper, "yes" if m.layered else "", m.cost) for n, m in METHODS.items()]
+    _table(("name", "paper", "layer", "cost per map"), rows)
+
+
+@app.command()
+def models() -> None:
+    """List the networks, with their parameters and the size of their input."""
+    embedded = networks.open_network()
+    rows = [(networks.DEMO, networks.count(embedded.model), embedded.preprocess)]
+    rows += [(name, networks.PARAMETERS[name], e.preprocess) for name, e in MODELS.items()]
+    lines = [(n, f"{c:,}", "x".join(map(str, p.size))) for n, c, p in rows]
+    _table(("name", "parameters", "input"), lines)
+
+
+@app.command()
+def layers(
+    model: Model = networks.DEMO,
+    model_option: ModelOption = None,
+    size: Size = None,
+) -> None:
+    """List a network's layers in order, with their shapes, and mark the one that is "auto"."""
+    with _one_line():
+        network, preprocess = networks.blank(model, model_option or [])
+        found, auto = networks.layers(network, networks.read_size(size) or preprocess.size)
+    rows = [(n, "x".join(map(str, s)), "auto" if n == auto else "") for n, s in found.items()]
+    _table(("layer", "shape", ""), rows)
+
+
+def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    table = Table(*titles, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+
+
+def _split(words: list[str]) -> list[str]:
+    return [part.strip() for word in words for part in word.split(",") if part.strip()]
+
+
+def _sample_data() -> ModuleType:
+    try:
+        return import_module("skimage.data")
+    except ImportError as error:
+        hint = 'pip install "jaxfmi[demo]"'
+        raise ImportError(f"the demo's pictures are in scikit-image: {hint}") from error
+
+
+def _check_paths(images: list[Path], out: Path, overwrite: bool) -> None:
+    for path in images:
+        if not path.is_file():
+            what = "is no picture but a folder" if path.is_dir() else "does not exist"
+            raise ValueError(f"'{path}' {what}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"'{out}' is a file; --out takes a folder")
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"'{out}' is not empty; --overwrite writes to it all the same")
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What is wrong with the words of a command is one line, and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        _complain(str(error))
+        raise typer.Exit(MISUSED) from error
+
+
+@contextmanager
+def _kept(out: Path) -> Iterator[None]:
+    """What stops the computation is one line too; the manifest lists what is done."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        _complain(f"interrupted; {out / jobs.MANIFEST} lists what is done")
+        raise typer.Exit(INTERRUPTED) from error
+    except (jax.errors.JaxRuntimeError, OSError) as error:
+        _complain(f"{error}; {out / jobs.MANIFEST} lists what is done")
+        raise typer.Exit(FAILED) from error
+
+
+def _complain(message: str) -> None:
+    """One line on stderr, whatever the message's layout."""
+    line = re.sub(r":\s*\n\s*", ": ", message.strip())
+    print("error: " + re.sub(r"\s*\n\s*", "; ", line), file=sys.stderr)
+
+
+@contextmanager
+def _progress(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr; yields what moves it on."""
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task("explaining", total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()

@@ -1,0 +1,321 @@
+"""Explain picture files: from paths to overlays, raw maps and a manifest that says what they are.
+
+Everything that can be wrong with a command is found by ``plan``, before the first picture is read.
+``run`` writes what it has as it goes, so that neither a broken picture nor an interruption loses
+the others.
+"""
+
+import functools
+import inspect
+import json
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxfmi import log_odds, logit, probability
+from jaxfmi.batched import batched
+from jaxfmi.explainer import Explainer, Score
+from jaxfmi.methods import METHODS, build, pick, settings
+from jaxfmi.models.preprocess import to_rgb
+from jaxfmi.modules import class_score
+from jaxfmi.networks import Network, find_class, layers
+from jaxfmi.report import lay
+from jaxfmi.taps import listing, suggestion
+
+SCORES = {f.__name__: f for f in (logit, probability, log_odds)}
+MANIFEST = "manifest.json"
+
+
+class Step(NamedTuple):
+    """A method at one of its layers: a map for every picture and class."""
+
+    method: str
+    layer: str | None
+    options: dict[str, Any]
+    make: Callable[[Score], Explainer]
+
+
+@dataclass
+class Job:
+    """What to do for every picture; ``targets`` before ``top_k``, the model's best classes."""
+
+    network: Network
+    steps: list[Step]
+    score: str = "logit"
+    targets: tuple[int, ...] = ()
+    top_k: int = 1
+    batch_size: int = 16
+    seed: int = 0
+
+
+class Picture(NamedTuple):
+    """A picture upright and in RGB, and its place among all paths of the command."""
+
+    place: int
+    path: Path
+    image: Image.Image
+
+
+@dataclass
+class Results:
+    """What has been written so far, and what failed; ``save`` makes it the manifest."""
+
+    out: Path
+    head: dict[str, Any]
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    complete: bool = False
+
+    def save(self) -> None:
+        """Write the manifest under another name first: there is never half of one."""
+        found = {"complete": self.complete, "entries": self.entries, "failures": self.failures}
+        partial = self.out / f".{MANIFEST}.partial"
+        partial.write_text(json.dumps(self.head | found, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.out / MANIFEST)
+
+
+def plan(
+    network: Network,
+    methods: Iterable[str],
+    *,
+    layer: Sequence[str] = ("auto",),
+    options: Iterable[str] = (),
+    score: str = "logit",
+    targets: Iterable[str] = (),
+    top_k: int = 1,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Job:
+    """Turn the words of a command into a job.
+
+    Raises:
+      ValueError: an unknown method, layer, option, score or class, each with what there is.
+    """
+    chosen = [pick("method", name, METHODS) for name in dict.fromkeys(methods)]
+    found = settings(chosen, options)
+    names = _layers(network, layer)
+    if list(layer) != ["auto"] and not any(METHODS[name].layered for name in chosen):
+        raise ValueError(f"--layer is for methods that explain a layer; {', '.join(chosen)} do not")
+    steps = [
+        Step(name, place, found[name], _seeded(build(name, found[name], place), seed))
+        for name in chosen
+        for place in (names if METHODS[name].layered else [None])
+    ]
+    classes = tuple(dict.fromkeys(find_class(t, network.classes) for t in targets))
+    if not 1 <= top_k <= len(network.classes):
+        raise ValueError(
+            f"--top-k is 1 to {len(network.classes)}, the model's classes; got {top_k}"
+        )
+    pick("score", score, SCORES)
+    return Job(network, steps, score, classes, top_k, batch_size, seed)
+
+
+def check(job: Job) -> None:
+    """Trace every step without computing: what does not fit the network is an error now.
+
+    Raises:
+      ValueError: a method can't explain this network or layer, or has an impossible option.
+    """
+    x = jax.ShapeDtypeStruct((*job.network.preprocess.size, 3), jnp.float32)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    for step in job.steps:
+        try:
+            explain = step.make(class_score(job.network.model, _score(job)))
+            jax.eval_shape(explain, x, number, number)
+        except Exception as error:  # an impossible option can fail anywhere in a method
+            raise ValueError(f"{step.method}: {error}") from error
+
+
+def logits(job: Job, size: int) -> Callable[..., np.ndarray]:
+    """``inputs [N, H, W, 3] -> logits [N, classes]``, ``size`` pictures at a time."""
+    return batched(lambda score: score, job.network.model, batch_size=size, of=lambda z: z)
+
+
+def explainers(job: Job, size: int) -> list[Callable[..., np.ndarray]]:
+    """For every step ``(inputs [N, H, W, 3], labels [N], places [N]) -> maps [N, H, W]``.
+
+    A picture's place seeds its noise, so that a map does not depend on the batch around it.
+    """
+    network, of = job.network, _score(job)
+    return [batched(step.make, network.model, batch_size=size, of=of) for step in job.steps]
+
+
+def run(
+    job: Job,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    command: Sequence[str] = (),
+    done: Callable[[int], None] = lambda pictures: None,
+    warn: Callable[[str], None] = lambda why: None,
+) -> Results:
+    """Explain pictures in batches and write to ``out`` what comes, the manifest after each batch.
+
+    Args:
+      job: from ``plan``.
+      paths: pictures of any kind that PIL reads.
+      out: an existing folder.
+      command: how this was asked for, for the manifest.
+      done: called with a number of pictures that one step has finished.
+      warn: called with a line for each picture that can't be read.
+    """
+    results = Results(out, _head(job, command))
+    size = min(job.batch_size, len(paths))
+    classify, explain = logits(job, size), explainers(job, size * (len(job.targets) or job.top_k))
+    stems = unique_stems(paths)
+    try:
+        for start in range(0, len(paths), size):
+            pictures = list(_read(enumerate(paths[start : start + size], start), results, warn))
+            if pictures:
+                _explain(job, pictures, classify, explain, stems, results, done)
+            results.save()
+        results.complete = True
+    finally:
+        results.save()
+    return results
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read a picture, upright and in RGB.
+
+    Raises:
+      ValueError: it can't be read, with the decoder's reason.
+    """
+    try:
+        if not path.stat().st_size:
+            raise ValueError("the file is empty")
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except Exception as error:  # decoders raise whatever they trip over in a broken file
+        raise ValueError(f"cannot read '{path}': {str(error) or type(error).__name__}") from error
+
+
+def unique_stems(paths: Sequence[Path]) -> list[str]:
+    """The paths' names without endings, numbered where they are the same: cat, cat-2, cat-3."""
+    stems, taken = [], {p.stem.casefold() for p in paths}
+    used = set()
+    for path in paths:
+        stem, number = path.stem, 1
+        while stem.casefold() in (used if number == 1 else used | taken):
+            number += 1
+            stem = f"{path.stem}-{number}"
+        used.add(stem.casefold())
+        stems.append(stem)
+    return stems
+
+
+def _layers(network: Network, wanted: Sequence[str]) -> list[str]:
+    there, auto = layers(network.model, network.preprocess.size)
+    for name in wanted:
+        if name != "auto" and name not in there:
+            hint = suggestion(name, there)
+            raise ValueError(f"no layer {name!r}{hint}; there are {listing(there)}")
+    return list(dict.fromkeys(auto if name == "auto" else name for name in wanted))
+
+
+def _seeded(make: Callable[[Score], Explainer], seed: int) -> Callable[[Score], Explainer]:
+    """``(x, label, index) -> map``: noise depends on the picture's place, not on its batch."""
+
+    def method(score):
+        explain = make(score)
+        if "key" not in inspect.signature(explain).parameters:
+            return lambda x, label, index: explain(x, label)
+        key = jax.random.key(seed)
+        return lambda x, label, index: explain(x, label, key=jax.random.fold_in(key, index))
+
+    return method
+
+
+def _score(job: Job) -> Callable[..., jax.Array]:
+    """The score, in a form whose arguments ``batched`` does not take for labels to check."""
+    return functools.partial(SCORES[job.score])
+
+
+def _read(
+    numbered: Iterable[tuple[int, Path]], results: Results, warn: Callable[[str], None]
+) -> Iterator[Picture]:
+    for index, path in numbered:
+        try:
+            yield Picture(index, path, read_picture(path))
+        except ValueError as error:
+            results.failures.append({"image": str(path), "why": str(error)})
+            warn(str(error))
+
+
+def _explain(job, pictures, classify, explain, stems, results: Results, done) -> None:
+    """Every step for one batch of pictures; each map's files are written before its entry."""
+    x = np.stack([job.network.preprocess(picture.image) for picture in pictures])
+    z = classify(x)
+    best = np.argsort(-z, axis=1, kind="stable")[:, : job.top_k]
+    labels = np.broadcast_to(job.targets, (len(x), len(job.targets))) if job.targets else best
+    maps = labels.shape[1]
+    index = np.array([picture.place for picture in pictures])
+    pairs = [np.repeat(a, maps, axis=0) for a in (x, index)]
+    for step, explainer in zip(job.steps, explain, strict=True):
+        heatmaps = explainer(pairs[0], labels.ravel().astype(np.int32), pairs[1].astype(np.int32))
+        for i, heatmap in enumerate(np.asarray(heatmaps, np.float32)):
+            picture, label = pictures[i // maps], int(labels.flat[i])
+            entry = _entry(job, step, picture, label, z[i // maps], heatmap)
+            name = _file_name(job, step, stems[picture.place], label)
+            results.entries.append(
+                entry | {"files": _write(results.out, name, picture, heatmap, step)}
+            )
+        done(len(pictures))
+
+
+def _file_name(job: Job, step: Step, stem: str, label: int) -> str:
+    parts = [stem, str(label), step.method]
+    if step.layer and len({s.layer for s in job.steps if s.layer}) > 1:
+        parts.append(step.layer.replace("/", "-"))
+    return ".".join(parts)
+
+
+def _write(
+    out: Path, name: str, picture: Picture, heatmap: np.ndarray, step: Step
+) -> dict[str, str]:
+    files = {"overlay": f"{name}.png", "map": f"{name}.npy"}
+    np.save(out / files["map"], heatmap)
+    pixels = np.asarray(picture.image, np.float32) / 255
+    shown = lay(pixels, heatmap, METHODS[step.method].signed)
+    Image.fromarray((shown * 255).round().astype(np.uint8)).save(out / files["overlay"])
+    return files
+
+
+def _entry(job: Job, step: Step, picture: Picture, label: int, z, heatmap) -> dict[str, Any]:
+    return {
+        "image": str(picture.path),
+        "picture_size": [picture.image.height, picture.image.width],
+        "method": step.method,
+        "options": step.options,
+        "layer": step.layer,
+        "target": {"index": label, "name": job.network.classes[label]},
+        "score": {"kind": job.score, "value": _number(SCORES[job.score](jnp.asarray(z), label))},
+        "probability": _number(probability(jnp.asarray(z), label)),
+        "minimum": _number(heatmap.min()),
+        "maximum": _number(heatmap.max()),
+    }
+
+
+def _number(value) -> float | None:
+    """A number for JSON, which has none for NaN and infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _head(job: Job, command: Sequence[str]) -> dict[str, Any]:
+    packages = ("jaxfmi", "jax", "flax", "numpy")
+    return {
+        "versions": {name: version(name) for name in packages}
+        | {"python": platform.python_version()},
+        "command": list(command),
+        "model": job.network.card,
+        "score": job.score,
+        "seed": job.seed,
+    }
