@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from flax import nnx
+from jaxfmi.models.demo import DemoNet, Pretrained, demo_model
 from jaxfmi.models.densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
 from jaxfmi.models.mobilenet import MobileNet, mobilenet_v1, mobilenet_v2
 from jaxfmi.models.preprocess import CAFFE, CIFAR, IMAGENET, TENSORFLOW, Preprocess
@@ -63,10 +64,12 @@ __all__ = [
     "MODELS",
     "TENSORFLOW",
     "VGG",
+    "DemoNet",
     "DenseNet",
     "Entry",
     "MobileNet",
     "Preprocess",
+    "Pretrained",
     "ResNet",
     "SqueezeNet",
     "cifar_resnet20",
@@ -74,6 +77,7 @@ __all__ = [
     "cifar_resnet44",
     "cifar_resnet56",
     "cifar_resnet110",
+    "demo_model",
     "densenet121",
     "densenet161",
     "densenet169",
