@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxfmi.models.layers import ConvNorm, Options, avg_pool, batch_norm, he_normal, max_pool
 
+from jaxfmi.models.layers import ConvNorm, Options, avg_pool, batch_norm, he_normal, max_pool
 from jaxfmi.taps import tag
 
 

@@ -121,7 +121,7 @@ def pooled_size(size: int, window: int, stride: int, padding: int, ceil_mode: bo
 
 
 def avg_pool(x: jax.Array, window: int) -> jax.Array:
-    """Mean of `x` `[N, H, W, C]` over adjacent square windows; what doesn't fill one is left out."""
+    """Mean of `x` `[N, H, W, C]` over adjacent square windows; an odd row or column drops out."""
     for size in x.shape[1:3]:
         pooled_size(size, window, window, 0, False)
     return nnx.avg_pool(x, (window, window), (window, window))

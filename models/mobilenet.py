@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxfmi.models.layers import ConvNorm, Options, Padding
 
+from jaxfmi.models.layers import ConvNorm, Options, Padding
 from jaxfmi.taps import tag
 
 V1 = (  # width, stride

@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 TORCH = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 PICKLES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt", ".tar")
-UNREADABLE = (ValueError, OSError, EOFError, BadZipFile, zlib.error, SafetensorError)
+UNREADABLE = (ValueError, TypeError, OSError, EOFError, BadZipFile, zlib.error, SafetensorError)
 SHOWN = 8
 
 
@@ -226,7 +226,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as entries:
+    # numpy leaves a file that it can't read open, unless it is not numpy's to close.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as entries:
         return dict(entries)
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxfmi.models.layers import ConvNorm, Options, max_pool
 
+from jaxfmi.models.layers import ConvNorm, Options, max_pool
 from jaxfmi.taps import tag
 
 # Squeeze and expand widths of fire2 to fire9.

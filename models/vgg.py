@@ -6,8 +6,8 @@ from typing import Unpack
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxfmi.models.layers import ConvNorm, Options, adaptive_avg_pool, max_pool
 
+from jaxfmi.models.layers import ConvNorm, Options, adaptive_avg_pool, max_pool
 from jaxfmi.taps import tag
 
 WIDTHS = (64, 128, 256, 512, 512)
