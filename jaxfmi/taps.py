@@ -118,7 +118,8 @@ def edit(
     one. Under ``jit``, what only led to a value that is replaced is not computed.
 
     Raises:
-      ValueError: a name is not there, is inside a loop, or its new value has another shape.
+      ValueError: a name occurs more than once, is not there, or is inside a loop; or its new value
+        has another shape.
     """
 
     @functools.wraps(f)
@@ -128,6 +129,8 @@ def edit(
         def rule(op, *operands):
             if op.tag not in edits:
                 return NotImplemented
+            if op.tag in met:
+                raise ValueError(f"tag {op.tag!r} occurs more than once")
             met.add(op.tag)
             old, new = operands[0], edits[op.tag](operands[0])
             if new.shape != old.shape:
