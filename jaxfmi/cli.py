@@ -91,7 +91,7 @@ def demo(
     """Explain two pictures with the embedded network and every method."""
     with _one_line():
         photos = [Image.fromarray(getattr(_sample_data(), name)()) for name in PHOTOS]
-        job = jobs.plan(networks.open_network(), METHODS)
+        job = jobs.plan(networks.open_network(), METHODS, options=["occlusion.stride=4"])
         out.mkdir(parents=True, exist_ok=True)
     x = np.stack([job.network.preprocess(photo) for photo in photos])
     logits = jobs.logits(job, len(x))(x)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from jaxfmi.heatmap import overlay
 
 PERCENTILE = 99.0  #: of |map|, shown in the full colour; a few pixels would else hide the others
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 TILE = 2.1  # inches
 
 
@@ -17,9 +18,18 @@ def lay(picture: np.ndarray, heatmap: np.ndarray, signed: bool = False) -> np.nd
 
     Maps of gradients have a few values far above all others, which would leave the rest without
     colour. What exceeds the 99th percentile of |map| is therefore shown as if it did not; CAM's
-    smooth maps hardly change.
+    smooth maps hardly change. Signed maps, red and blue, lie on the picture in pale grey: on its
+    own colours they would be lost.
+
+    Args:
+      picture: RGB in [0, 1], [H, W, 3].
+      heatmap: [h, w] of any size.
+      signed: show the map as signed even if none of its values is negative.
     """
-    return overlay(picture, heatmap, percentile=PERCENTILE, signed=signed)
+    if not (signed or np.min(heatmap) < 0):
+        return overlay(picture, heatmap, percentile=PERCENTILE)
+    grey = 0.3 + 0.7 * np.repeat(picture @ LUMA, 3).reshape(picture.shape)
+    return overlay(grey, heatmap, percentile=PERCENTILE, signed=True, strength=0.9)
 
 
 def panel(
