@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 
 from jaxfmi import job as jobs
 from jaxfmi import networks
+from jaxfmi.files import MANIFEST
 from jaxfmi.methods import METHODS
 from jaxfmi.models import MODELS
 from jaxfmi.report import panel
@@ -180,7 +181,7 @@ def explain(
     shown = _is_terminal() if progress is None else progress
     with _kept(out), _progress(len(images) * len(job.steps), shown) as done:
         results = jobs.run(job, images, out, command=context.obj, done=done, warn=_complain)
-    print(f"{len(results.entries)} maps in {out}; {out / jobs.MANIFEST} says what they are")
+    print(f"{len(results.entries)} maps in {out}; {out / MANIFEST} says what they are")
     if results.failures:
         raise typer.Exit(FAILED)
 
@@ -262,10 +263,10 @@ def _kept(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        _complain(f"interrupted; {out / jobs.MANIFEST} lists what is done")
+        _complain(f"interrupted; {out / MANIFEST} lists what is done")
         raise typer.Exit(INTERRUPTED) from error
     except (jax.errors.JaxRuntimeError, OSError) as error:
-        _complain(f"{error}; {out / jobs.MANIFEST} lists what is done")
+        _complain(f"{error}; {out / MANIFEST} lists what is done")
         raise typer.Exit(FAILED) from error
 
 

@@ -7,10 +7,9 @@ the others.
 
 import functools
 import inspect
-import json
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +22,15 @@ from PIL import Image
 from jaxfmi import log_odds, logit, probability
 from jaxfmi.batched import batched
 from jaxfmi.explainer import Explainer, Score
+from jaxfmi.files import Results, read_picture, unique_stems
 from jaxfmi.methods import METHODS, build, pick, settings
-from jaxfmi.models.preprocess import to_rgb
 from jaxfmi.modules import class_score
 from jaxfmi.networks import Network, find_class, layers
 from jaxfmi.report import lay
 from jaxfmi.taps import listing, suggestion
 
+Batched = Callable[..., np.ndarray]
 SCORES = {f.__name__: f for f in (logit, probability, log_odds)}
-MANIFEST = "manifest.json"
 
 
 class Step(NamedTuple):
@@ -62,24 +61,6 @@ class Picture(NamedTuple):
     place: int
     path: Path
     image: Image.Image
-
-
-@dataclass
-class Results:
-    """What has been written so far, and what failed; ``save`` makes it the manifest."""
-
-    out: Path
-    head: dict[str, Any]
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[dict[str, str]] = field(default_factory=list)
-    complete: bool = False
-
-    def save(self) -> None:
-        """Write the manifest under another name first: there is never half of one."""
-        found = {"complete": self.complete, "entries": self.entries, "failures": self.failures}
-        partial = self.out / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps(self.head | found, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.out / MANIFEST)
 
 
 def plan(
@@ -114,6 +95,8 @@ def plan(
         raise ValueError(
             f"--top-k is 1 to {len(network.classes)}, the model's classes; got {top_k}"
         )
+    if not steps:
+        raise ValueError("--method and --layer name nothing to do")
     pick("score", score, SCORES)
     return Job(network, steps, score, classes, top_k, batch_size, seed)
 
@@ -134,12 +117,12 @@ def check(job: Job) -> None:
             raise ValueError(f"{step.method}: {error}") from error
 
 
-def logits(job: Job, size: int) -> Callable[..., np.ndarray]:
+def logits(job: Job, size: int) -> Batched:
     """``inputs [N, H, W, 3] -> logits [N, classes]``, ``size`` pictures at a time."""
     return batched(lambda score: score, job.network.model, batch_size=size, of=lambda z: z)
 
 
-def explainers(job: Job, size: int) -> list[Callable[..., np.ndarray]]:
+def explainers(job: Job, size: int) -> list[Batched]:
     """For every step ``(inputs [N, H, W, 3], labels [N], places [N]) -> maps [N, H, W]``.
 
     A picture's place seeds its noise, so that a map does not depend on the batch around it.
@@ -183,35 +166,6 @@ def run(
     return results
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Read a picture, upright and in RGB.
-
-    Raises:
-      ValueError: it can't be read, with the decoder's reason.
-    """
-    try:
-        if not path.stat().st_size:
-            raise ValueError("the file is empty")
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except Exception as error:  # decoders raise whatever they trip over in a broken file
-        raise ValueError(f"cannot read '{path}': {str(error) or type(error).__name__}") from error
-
-
-def unique_stems(paths: Sequence[Path]) -> list[str]:
-    """The paths' names without endings, numbered where they are the same: cat, cat-2, cat-3."""
-    stems, taken = [], {p.stem.casefold() for p in paths}
-    used = set()
-    for path in paths:
-        stem, number = path.stem, 1
-        while stem.casefold() in (used if number == 1 else used | taken):
-            number += 1
-            stem = f"{path.stem}-{number}"
-        used.add(stem.casefold())
-        stems.append(stem)
-    return stems
-
-
 def _layers(network: Network, wanted: Sequence[str]) -> list[str]:
     there, auto = layers(network.model, network.preprocess.size)
     for name in wanted:
@@ -222,14 +176,14 @@ def _layers(network: Network, wanted: Sequence[str]) -> list[str]:
 
 
 def _seeded(make: Callable[[Score], Explainer], seed: int) -> Callable[[Score], Explainer]:
-    """``(x, label, index) -> map``: noise depends on the picture's place, not on its batch."""
+    """``(x, label, place) -> map``: noise depends on the picture's place, not on its batch."""
 
     def method(score):
         explain = make(score)
         if "key" not in inspect.signature(explain).parameters:
-            return lambda x, label, index: explain(x, label)
+            return lambda x, label, place: explain(x, label)
         key = jax.random.key(seed)
-        return lambda x, label, index: explain(x, label, key=jax.random.fold_in(key, index))
+        return lambda x, label, place: explain(x, label, key=jax.random.fold_in(key, place))
 
     return method
 
@@ -242,32 +196,38 @@ def _score(job: Job) -> Callable[..., jax.Array]:
 def _read(
     numbered: Iterable[tuple[int, Path]], results: Results, warn: Callable[[str], None]
 ) -> Iterator[Picture]:
-    for index, path in numbered:
+    for place, path in numbered:
         try:
-            yield Picture(index, path, read_picture(path))
+            yield Picture(place, path, read_picture(path))
         except ValueError as error:
             results.failures.append({"image": str(path), "why": str(error)})
             warn(str(error))
 
 
-def _explain(job, pictures, classify, explain, stems, results: Results, done) -> None:
+def _explain(
+    job: Job,
+    pictures: Sequence[Picture],
+    classify: Batched,
+    explain: Sequence[Batched],
+    stems: Sequence[str],
+    results: Results,
+    done: Callable[[int], None],
+) -> None:
     """Every step for one batch of pictures; each map's files are written before its entry."""
     x = np.stack([job.network.preprocess(picture.image) for picture in pictures])
     z = classify(x)
     best = np.argsort(-z, axis=1, kind="stable")[:, : job.top_k]
-    labels = np.broadcast_to(job.targets, (len(x), len(job.targets))) if job.targets else best
-    maps = labels.shape[1]
-    index = np.array([picture.place for picture in pictures])
-    pairs = [np.repeat(a, maps, axis=0) for a in (x, index)]
+    labels = np.array([job.targets] * len(x) if job.targets else best, np.int32)
+    places = np.array([picture.place for picture in pictures], np.int32)
+    maps = len(labels[0])
+    inputs = np.repeat(x, maps, axis=0), labels.ravel(), np.repeat(places, maps)
     for step, explainer in zip(job.steps, explain, strict=True):
-        heatmaps = explainer(pairs[0], labels.ravel().astype(np.int32), pairs[1].astype(np.int32))
-        for i, heatmap in enumerate(np.asarray(heatmaps, np.float32)):
+        for i, heatmap in enumerate(np.asarray(explainer(*inputs), np.float32)):
             picture, label = pictures[i // maps], int(labels.flat[i])
             entry = _entry(job, step, picture, label, z[i // maps], heatmap)
             name = _file_name(job, step, stems[picture.place], label)
-            results.entries.append(
-                entry | {"files": _write(results.out, name, picture, heatmap, step)}
-            )
+            files = _write(results.out, name, picture, heatmap, step)
+            results.entries.append(entry | {"files": files})
         done(len(pictures))
 
 

@@ -200,7 +200,7 @@ def find_class(wanted: str, classes: Sequence[str | None]) -> int:
     Raises:
       ValueError: the index is out of range, no class has the name, or several have.
     """
-    if isinstance(index := value(wanted), int):
+    if type(index := value(wanted)) is int:
         check_labels(np.asarray(index), len(classes))
         return index
     names = {i: _spellings(name) for i, name in enumerate(classes) if name}

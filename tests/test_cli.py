@@ -145,6 +145,7 @@ WRONG = {
     "no file": (["explain", "gone.png"], "'gone.png' does not exist"),
     "a folder": (["explain", "{folder}"], "is no picture but a folder"),
     "method": (["explain", "{cat}", "--method", "gradcam"], "'grad_cam'"),
+    "no method": (["explain", "{cat}", "--method", ","], "nothing to do"),
     "model": (["explain", "{cat}", "--model", "resnet5"], "'resnet50'"),
     "no weights": (["explain", "{cat}", "--model", "resnet18"], "needs --weights"),
     "weights of demo": (["explain", "{cat}", "--weights", "a.npz"], "weights of its own"),
