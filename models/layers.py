@@ -1,6 +1,7 @@
 """What the networks share: a normalised convolution, poolings that are fast and exact, options."""
 
 from functools import partial, reduce
+from itertools import product
 from typing import Literal, TypedDict
 
 import jax
@@ -76,38 +77,50 @@ def batch_norm(features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx
     return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
 
-@partial(jax.jit, static_argnames=("window", "stride", "padding", "ceil_mode"))
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
 def max_pool(
     x: jax.Array, window: int, stride: int, padding: int = 0, ceil_mode: bool = False
 ) -> jax.Array:
     """Maximum over square windows of `x` `[..., H, W, C]`, as torch's `MaxPool2d`.
 
-    Computed as the maximum of shifted strided slices, along one axis and then the other: on a CPU
-    the gradient of XLA's windowed maximum is many times slower (benchmarks/max_pool.py).
+    The value is XLA's windowed maximum. What is differentiated is the maximum of shifted strided
+    slices, because the former's gradient takes a CPU several times as long (benchmarks/max_pool.py).
     `ceil_mode` keeps a last window that begins inside the picture and ends outside of it.
 
     Where several entries of a window share its maximum, they share its gradient, halved at every
     comparison of two equal values; torch gives all of it to the first. After a ReLU, the usual
     place, ties are between zeros, whose gradient the ReLU stops in any case.
     """
-    for axis in (-3, -2):
-        x = _max_along(x, x.ndim + axis, window, stride, padding, ceil_mode)
-    return x
+    _, sides = _windows(x.shape, window, stride, padding, ceil_mode)
+    ones, lowest = (1,) * (x.ndim - 3), np.array(-np.inf, x.dtype)
+    windows, strides = (*ones, window, window, 1), (*ones, stride, stride, 1)
+    return jax.lax.reduce_window(x, lowest, jax.lax.max, windows, strides, sides)
 
 
-def _max_along(
-    x: jax.Array, axis: int, window: int, stride: int, padding: int, ceil_mode: bool
-) -> jax.Array:
-    size = x.shape[axis]
-    count = pooled_size(size, window, stride, padding, ceil_mode)
-    span = (count - 1) * stride + 1
-    beyond = max(span - 1 + window - padding - size, 0)
-    # The least finite value: -inf would turn into NaN where a method multiplies it by zero.
-    lowest = jnp.array(jnp.finfo(x.dtype).min, x.dtype)
-    edges = [(padding, beyond, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
-    x = jax.lax.pad(x, lowest, edges)
-    shifts = (jax.lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window))
-    return reduce(jnp.maximum, shifts)
+@max_pool.defjvp
+def _max_pool_jvp(window, stride, padding, ceil_mode, primals, tangents):
+    def shifted(x):
+        (rows, columns), sides = _windows(x.shape, window, stride, padding, ceil_mode)
+        # The least finite value: -inf would turn into NaN where it is multiplied by zero.
+        x = jnp.pad(x, sides, constant_values=jnp.finfo(x.dtype).min)
+        corners = product(range(window), repeat=2)
+        return reduce(
+            jnp.maximum,
+            (x[..., i : i + rows : stride, j : j + columns : stride, :] for i, j in corners),
+        )
+
+    return jax.jvp(shifted, primals, tangents)
+
+
+def _windows(
+    shape: tuple[int, ...], window: int, stride: int, padding: int, ceil_mode: bool
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """How far the windows' first entries reach, by rows and columns, and all axes' padding."""
+    sizes = shape[-3:-1]
+    counts = [pooled_size(size, window, stride, padding, ceil_mode) for size in sizes]
+    spans = [(count - 1) * stride + 1 for count in counts]
+    beyond = [max(s - 1 + window - padding - n, 0) for s, n in zip(spans, sizes, strict=True)]
+    return spans, [*[(0, 0)] * (len(shape) - 3), *[(padding, b) for b in beyond], (0, 0)]
 
 
 def pooled_size(size: int, window: int, stride: int, padding: int, ceil_mode: bool) -> int:
