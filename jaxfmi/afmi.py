@@ -129,12 +129,12 @@ def afmi_terms(
 
     def explain(x, *args, key=None):
         (name,) = layer_names(score, layer, x, *args)
+        a, rest = activation(score, name, x, *args), head(score, name, x, *args)
         if not allow_bypass and taps.depends(score, x, *args, cut=[name]):
             raise ValueError(
                 f"the score depends on the image by a way around layer {name!r}, so that a map "
                 "at this layer is not complete; choose the block's output, or allow_bypass=True"
             )
-        a, rest = activation(score, name, x, *args), head(score, name, x, *args)
         draw_key, multiplier_key = (None, None) if key is None else jax.random.split(key)
 
         def stem(x):

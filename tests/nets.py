@@ -77,11 +77,14 @@ def _randomise(net: nnx.Module, rngs: nnx.Rngs) -> None:
 
 def tiny(kind: str, dtype=None):
     """A model for ``class_score``: an NNX module, or a linen module and the same variables."""
-    net = TinyNnx(dtype)
+    with jax.enable_x64(False):  # the same random numbers wherever it is made
+        net = TinyNnx(dtype)
     if kind == "nnx":
         return net
     collections = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
-    return TinyLinen(dtype), {k: nnx.to_pure_dict(nnx.state(net, v)) for k, v in collections.items()}
+    return TinyLinen(dtype), {
+        k: nnx.to_pure_dict(nnx.state(net, v)) for k, v in collections.items()
+    }
 
 
 def mapped(model, change):

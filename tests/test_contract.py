@@ -70,9 +70,7 @@ CASES = {
     "afmi ablation": Case(
         AFMI(multiplier=multipliers.ablation(halves=True)), sized=True, evaluations=8
     ),
-    "afmi insertion": Case(
-        AFMI(multiplier="insertion", reduce="ratio"), sized=True, evaluations=8
-    ),
+    "afmi insertion": Case(AFMI(multiplier="insertion", reduce="ratio"), sized=True, evaluations=8),
     "afmi shapley": Case(
         AFMI(multiplier=multipliers.shapley(2), reduce="proportional"),
         sized=True,

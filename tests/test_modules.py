@@ -151,7 +151,7 @@ def test_an_nnx_network_in_training_mode(net, where, use):
 def test_a_linen_network_in_training_mode(layer):
     net = LinenTraining(layer)
     variables = net.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, X[None])
-    with pytest.raises(ValueError, match="linen model is in training mode: .*train=False"):
+    with pytest.raises(ValueError, match=r"linen model is in training mode: .*train=False"):
         jf.saliency(jf.class_score((net, variables)))(X, 0)
 
 
