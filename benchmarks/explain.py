@@ -8,10 +8,14 @@ Weights are random: they change no cost. All programs take them as arguments.
 """
 
 import argparse
+import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from measure import alternate, report, summary
 
 import jaxfmi
@@ -45,23 +49,34 @@ def programs(model):
     }
 
 
-def pytorch_grad_cam(name: str, model, images, labels):
-    """The same with pytorch-grad-cam on the same weights, as a function without arguments."""
-    from peers import torch_twin
+def torch_twin(name: str):
+    """Torchvision's network, and ours with its weights."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from peers import import_torchvision
+    from safetensors.torch import save_file
+
+    twin = getattr(import_torchvision().models, name)(weights=None).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_file(twin.state_dict(), path)
+        return twin, models.load(nnx.eval_shape(getattr(models, name)), path)
+
+
+def pytorch_grad_cam(twin, images, labels):
+    """pytorch-grad-cam's Grad-CAM of the last block, as a function without arguments."""
+    import torch
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    twin, pixels = torch_twin(name, model), np.moveaxis(images, -1, 1).copy()
-    import torch
-
     explainer = GradCAM(twin, [twin.layer4[-1]])
+    pixels = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
     targets = [ClassifierOutputTarget(int(label)) for label in labels]
-    return lambda: explainer(torch.from_numpy(pixels), targets)
+    return lambda: explainer(pixels, targets)
 
 
 def speed(name: str, options) -> list[dict]:
     """One row per contestant for one network."""
-    model = getattr(models, name)()
+    twin, model = torch_twin(name) if options.peers else (None, getattr(models, name)())
     rng = np.random.default_rng(0)
     images = rng.normal(size=(options.batch, options.side, options.side, 3)).astype(np.float32)
     labels = rng.integers(0, 1000, options.batch)
@@ -69,7 +84,7 @@ def speed(name: str, options) -> list[dict]:
     device = jax.device_put((params, images, labels))
     runs = {key: lambda f=f: f(*device) for key, f in compiled.items()}
     if options.peers:
-        runs["pytorch-grad-cam"] = pytorch_grad_cam(name, model, images, labels)
+        runs["pytorch-grad-cam"] = pytorch_grad_cam(twin, images, labels)
         check_same(compiled["grad_cam"](*device), runs["pytorch-grad-cam"]())
     found = summary(alternate(runs, options.runs), "forward")
     return [
@@ -89,18 +104,19 @@ def memory(name: str, options) -> list[dict]:
     apply, params = functional(getattr(models, name)())
     images = jnp.zeros((options.batch, options.side, options.side, 3))
     labels = jnp.zeros(options.batch, int)
-    key = jax.random.key(0)
     rows = []
-    for method in METHODS.values():
+    for method_name, method in METHODS.items():
+        place = {"layer": "stage4"} if method.layered else {}
+        key = {"key": jax.random.key(0)} if method_name == "smooth_grad" else {}
 
-        def batch(params, images, labels, method=method):
-            explain = method.make(class_score((apply, params)), "stage4")
-            return jax.vmap(lambda x, k: method.call(explain, x, k, key=key))(images, labels)
+        def batch(params, images, labels, method=method, place=place, key=key):
+            explain = method.make(class_score((apply, params)), **place)
+            return jax.vmap(lambda x, label: explain(x, label, **key))(images, labels)
 
         analysis = jax.jit(batch).lower(params, images, labels).compile().memory_analysis()
         mib = (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / 2**20
-        rows.append({"network": name, "explainer": method.name, "MiB beyond weights": mib})
-        print(rows[-1], flush=True)
+        rows.append({"network": name, "explainer": method_name, "MiB beyond weights": mib})
+        print(*rows[-1].values(), flush=True)
     return rows
 
 

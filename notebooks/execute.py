@@ -11,7 +11,10 @@ from nbclient import NotebookClient
 
 path = Path(sys.argv[1])
 notebook = nbformat.read(path, as_version=4)
-strict = nbformat.v4.new_code_cell("import warnings; warnings.simplefilter('error')")
+strict = nbformat.v4.new_code_cell(
+    "import warnings; warnings.simplefilter('error')\n"
+    "warnings.filterwarnings('ignore', module='ipykernel')  # its own, when it shuts down"
+)
 notebook.cells.insert(0, strict)
 NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
 notebook.cells.pop(0)
