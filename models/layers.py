@@ -84,7 +84,7 @@ def max_pool(
     """Maximum over square windows of `x` `[..., H, W, C]`, as torch's `MaxPool2d`.
 
     The value is XLA's windowed maximum. What is differentiated is the maximum of shifted strided
-    slices, because the former's gradient takes a CPU several times as long (benchmarks/max_pool.py).
+    slices: the gradient of the former takes a CPU 3 to 5 times as long (benchmarks/max_pool.py).
     `ceil_mode` keeps a last window that begins inside the picture and ends outside of it.
 
     Where several entries of a window share its maximum, they share its gradient, halved at every
