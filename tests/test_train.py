@@ -119,6 +119,16 @@ def test_goes_on_from_the_checkpoint(config, tmp_path, monkeypatch):
     assert all((a == b).all() for a, b in zip(weights(whole), weights(halves), strict=True))
 
 
+def test_starts_from_weights(config, tmp_path):
+    first = classifier.main(replace(config, epochs=1), Net())
+    config = replace(config, start=f"{config.out}/model.safetensors", out=str(tmp_path / "next"))
+    second = classifier.main(replace(config, epochs=1, learning_rate=0.0), Net(1))
+    for a, b in zip(
+        *(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (first, second)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-3)
+
+
 def test_nan_stops_with_a_message(config):
     with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 0.*learning rate"):
         classifier.main(replace(config, learning_rate=1e30), Net())

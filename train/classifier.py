@@ -25,7 +25,7 @@ from flax import nnx
 from rich.progress import Progress
 
 from jaxfmi.models.demo import DemoNet
-from jaxfmi.models.pretrained import save
+from jaxfmi.models.pretrained import load, save
 from jaxfmi.train import checkpoint
 from jaxfmi.train.card import card
 from jaxfmi.train.data import Split, augment, load_data, normalise
@@ -42,12 +42,13 @@ class Config:
     Attributes:
       data: reads `<data>_train.npz` and `<data>_val.npz`.
       out: folder for `log.jsonl`, the checkpoint, `model.safetensors` and `model.json`.
+      start: weights to start from, as `jaxfmi.models.pretrained.load` takes them, or "".
       epochs: passes over the training split.
       batch_size: pictures in a step; the rest of an epoch that fills no batch is left out.
       sizes: sides of the training pictures, in equal shares of the epochs. Small pictures first
         make a run shorter; validation takes pictures as they are.
       learning_rate: the highest, reached after `warmup_epochs`; it falls to 0 along a cosine.
-      warmup_epochs: epochs of linear warm-up.
+      warmup_epochs: epochs of linear warm-up, at the most all but the last step.
       momentum: Nesterov's.
       weight_decay: of the loss's gradient, for tensors of rank 2 and more (no bias, no norm).
       label_smoothing: share of the target that is spread over all classes.
@@ -68,6 +69,7 @@ class Config:
 
     data: str
     out: str
+    start: str = ""
     epochs: int = 40
     batch_size: int = 64
     sizes: tuple[int, ...] = (32, 40, 48, 48)
@@ -127,6 +129,8 @@ def main(config: Config, model: nnx.Module | None = None) -> nnx.Module:
     """
     train, val = load_data(config.data)
     model = DemoNet(len(train.names), rngs=nnx.Rngs(config.seed)) if model is None else model
+    if config.start:
+        load(model, config.start)
     optimizer = nnx.Optimizer(model, _optimizer(config, len(train.labels)), wrt=nnx.Param)
     average = jax.tree.map(jnp.copy, nnx.state(model, WEIGHTS))
     out = Path(config.out).absolute()
@@ -188,7 +192,8 @@ def _averaged(model: nnx.Module, average) -> nnx.Module:
 
 def _optimizer(config: Config, pictures: int) -> optax.GradientTransformation:
     steps = max(pictures // config.batch_size, 1)
-    warmup, total = round(config.warmup_epochs * steps), config.epochs * steps
+    total = config.epochs * steps
+    warmup = min(round(config.warmup_epochs * steps), total - 1)
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, total)
     decayed = partial(jax.tree.map, lambda p: p.ndim > 1)
     return optax.chain(

@@ -58,9 +58,7 @@ def normalise(images, mean, std):
     return (images - mean) / std
 
 
-@partial(
-    jax.jit, static_argnames=("size", "min_scale", "stretch", "jitter", "grey", "cast", "erase")
-)
+@partial(jax.jit, static_argnames="size")
 def augment(key, images, size, min_scale, stretch, jitter, grey, cast, erase):
     """Crop, flip, recolour and erase: uint8 [N, H, W, 3] -> float32 [N, size, size, 3] in 0..1.
 
@@ -111,13 +109,7 @@ def _erase(key, x, probability):
     k1, k2, k3 = jax.random.split(key, 3)
     side = jax.random.uniform(k1, (2,), minval=0.25, maxval=0.5)
     start = jax.random.uniform(k2, (2,)) * (1 - side)
-    rows, columns = (
-        (p >= a) & (p < a + s)
-        for p, a, s in zip((_centres(x.shape[0]), _centres(x.shape[1])), start, side, strict=True)
-    )
+    centres = [(jnp.arange(n) + 0.5) / n for n in x.shape[:2]]
+    rows, columns = ((p >= a) & (p < a + s) for p, a, s in zip(centres, start, side, strict=True))
     hole = rows[:, None, None] & columns[None, :, None] & jax.random.bernoulli(k3, probability)
     return jnp.where(hole, 0.5, x)
-
-
-def _centres(n):
-    return (jnp.arange(n) + 0.5) / n
