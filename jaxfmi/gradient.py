@@ -182,7 +182,7 @@ def is_relu(op: Op, *operands) -> bool:
     if op.name != "max" or sum(op.dynamic) != 1:
         return False
     constant = operands[op.dynamic.index(False)]
-    return not isinstance(constant, Tracer) and not np.any(constant)
+    return not isinstance(constant, Tracer) and not np.asarray(constant).any()
 
 
 def _regrade(op: Op, backward, operands):

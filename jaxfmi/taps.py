@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
 from jax.extend import core
 
 #: Returned by a rule: open this function (a ``custom_jvp``, say) and offer what is inside it.
@@ -197,12 +198,21 @@ def _run(jaxpr, consts, args, dynamic, rule, cut=frozenset()):
         if out is INSIDE or (out is NotImplemented and op.opened):
             outs, dyns = _run(*_body(eqn), operands, dyn, rule, cut)
         else:
-            out = op(*operands) if out is NotImplemented else out
+            out = _compute(op, eqn, operands) if out is NotImplemented else out
             outs = out if isinstance(out, list | tuple) and not hasattr(out, "_fields") else [out]
             dyns = [any(dyn) and op.tag not in cut] * len(outs)
         env |= zip(eqn.outvars, zip(outs, dyns, strict=True), strict=True)
     results = [read(v) for v in jaxpr.outvars]
     return [out for out, _ in results], [dyn for _, dyn in results]
+
+
+def _compute(op: Op, eqn, operands):
+    """Compute an operation; constant scalars now, so that rules can read them under ``jit`` too."""
+    scalar = all(v.aval.size == 1 for v in eqn.outvars)
+    if not scalar or any(op.dynamic) or any(isinstance(v, Tracer) for v in operands):
+        return op(*operands)
+    with jax.ensure_compile_time_eval():
+        return op(*operands)
 
 
 def _body(eqn):

@@ -7,10 +7,13 @@ are no layers. The part behind "block" is linear, that behind "down" is not.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import reference_net as net
 from flax import linen as nn
 from flax import nnx
 
@@ -78,12 +81,12 @@ def _randomise(net: nnx.Module, rngs: nnx.Rngs) -> None:
 def tiny(kind: str, dtype=None):
     """A model for ``class_score``: an NNX module, or a linen module and the same variables."""
     with jax.enable_x64(False):  # the same random numbers wherever it is made
-        net = TinyNnx(dtype)
+        model = TinyNnx(dtype)
     if kind == "nnx":
-        return net
+        return model
     collections = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
     return TinyLinen(dtype), {
-        k: nnx.to_pure_dict(nnx.state(net, v)) for k, v in collections.items()
+        k: nnx.to_pure_dict(nnx.state(model, v)) for k, v in collections.items()
     }
 
 
@@ -147,3 +150,40 @@ def _conv_norm(p, x, i):
     conv_bias = p[f"features.{i}.bias"][None, None, None]
     scale, shift, mean, var = (p[f"features.{i + 1}.{f}"][None, None, None] for f in fields)
     return (x + conv_bias - mean) * (scale / jnp.sqrt(var + 1e-5)) + shift
+
+
+# A network in both languages: the numpy layers of reference_net, and the same score in JAX
+
+
+class Twins(NamedTuple):
+    layers: list  #: conv, norm, relu, conv, relu, max pool, flatten, dense, relu, dense; 3 classes
+    score: Callable  #: the same in JAX, (x [6, 8, 2], label), tags "relu0", "relu1", "pool"
+    biases: list  #: what conv and norm add together, and what the second conv adds
+
+
+def twins(seed=0, relu=jax.nn.relu) -> Twins:
+    """To be made and used where float64 is enabled."""
+    normal = np.random.default_rng(seed).standard_normal
+    k0, b0, k1, b1 = normal((3, 3, 2, 4)) / 3, normal(4), normal((3, 3, 4, 5)) / 4, normal(5) / 3
+    scale, shift, mean, var = *normal((3, 4)), normal(4) ** 2 + 0.5
+    w0, c0, w1, c1 = normal((60, 7)) / 6, normal(7) / 3, normal((7, 3)), normal(3)
+    slope = scale / np.sqrt(var + 1e-5)
+    norm = net.batch_norm(scale, shift, mean, var)
+    stem = [net.conv(k0, b0), norm, net.relu(), net.conv(k1, b1), net.relu(), net.max_pool()]
+    head = [net.flatten_chw(), net.dense(w0, c0), net.relu(), net.dense(w1, c1)]
+
+    def score(x, label):
+        x = (_conv(x, k0) + b0[None, None] - mean[None, None]) * slope[None, None]
+        x = tag(relu(x + shift[None, None]), "relu0")
+        x = tag(relu(_conv(x, k1) + b1[None, None]), "relu1")
+        x = tag(nnx.max_pool(x, (2, 2), (2, 2)), "pool").transpose(2, 0, 1).ravel()
+        return (relu(x @ w0 + c0) @ w1 + c1)[label]
+
+    return Twins([*stem, *head], score, [(b0 - mean) * slope + shift, b1])
+
+
+def _conv(x, kernel):
+    layout = ("NHWC", "HWIO", "NHWC")
+    kernel = jnp.asarray(kernel, x.dtype)
+    y = jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=layout)
+    return y[0]
