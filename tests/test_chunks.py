@@ -1,0 +1,80 @@
+"""Chunks bound memory and change nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxfmi.chunks import chunk_map, chunk_mean
+
+N = 7
+XS = jnp.asarray(np.random.default_rng(0).standard_normal((N, 3)))
+
+
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def f(x):
+    return {"sum": x.sum(), "twice": 2 * x}
+
+
+@pytest.mark.parametrize("wrap", [lambda g: g, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("chunk", [1, 2, 3, N - 1, N, N + 5, None])
+def test_chunks_do_not_matter(wrap, chunk):
+    mapped = wrap(lambda xs: chunk_map(f, xs, chunk))(XS)
+    close(mapped["sum"], XS.sum(1))
+    close(mapped["twice"], 2 * XS)
+    mean = wrap(lambda xs: chunk_mean(f, xs, chunk))(XS)
+    close(mean["sum"], XS.sum(1).mean())
+    close(mean["twice"], 2 * XS.mean(0))
+
+
+@pytest.mark.parametrize("chunk", [2, None])
+def test_trees_of_operands(chunk):
+    operands = (XS, {"scale": jnp.arange(N)})
+    got = chunk_map(lambda v: v[0] * v[1]["scale"], operands, chunk)
+    close(got, XS * np.arange(N)[:, None])
+    close(chunk_mean(lambda v: v[0] * v[1]["scale"], operands, chunk), got.mean(0))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, None])
+def test_keys_and_single_values(chunk):
+    keys = jax.random.split(jax.random.key(0), N)
+    expected = jax.vmap(jax.random.normal)(keys)
+    close(chunk_map(jax.random.normal, keys, chunk), expected)
+    close(chunk_mean(jax.random.normal, keys, chunk), expected.mean())
+    close(chunk_mean(f, XS[:1], chunk)["twice"], 2 * XS[0])
+
+
+@pytest.mark.parametrize("chunk", [2, 3, None])
+def test_derivatives_and_batches(chunk):
+    def loss(xs):
+        mapped = chunk_map(lambda x: (x**3).sum(), xs, chunk).sum()
+        return mapped + chunk_mean(lambda x: (x**2).sum(), xs, chunk)
+
+    close(jax.grad(loss)(XS), 3 * XS**2 + 2 * XS / N)
+    close(jax.vmap(loss)(jnp.stack([XS, 2 * XS])), [loss(XS), loss(2 * XS)])
+
+
+@pytest.mark.parametrize("chunked", [chunk_map, chunk_mean])
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_a_chunk_is_at_least_one(chunked, chunk):
+    with pytest.raises(ValueError, match=f"at least 1; got {chunk}"):
+        chunked(f, XS, chunk)
+
+
+def test_only_a_chunk_of_values_is_there():
+    """The mean of 100 large values, five at a time."""
+
+    def large(x):
+        return jnp.outer(x, x)
+
+    xs = jnp.ones((100, 50))
+    whole = 4 * 100 * 50 * 50
+
+    def memory(chunk):
+        compiled = jax.jit(lambda xs: chunk_mean(large, xs, chunk)).lower(xs).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(5) < whole / 8
