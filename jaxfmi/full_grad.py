@@ -51,7 +51,8 @@ def full_grad(score: Score, *, size: Size = "input") -> Explainer:
 def full_grad_terms(score: Score) -> Explainer:
     """Split a score into ``(x * gradient [H, W, C], [bias * gradient, ...])``.
 
-    For a piecewise linear network all terms together sum up to the score.
+    All terms together sum up to the score of a network whose nonlinearities are ReLU, leaky ReLU
+    and max pooling. Others (``relu6`` where it clips, sigmoid) keep a part for themselves.
     """
 
     def explain(x, *args):
