@@ -108,7 +108,8 @@ def functional(model: Model) -> tuple[Callable[[Any, jax.Array], Any], Any]:
     if isinstance(model, nnx.Module):
         _check_evaluation(model)
         graph, state = nnx.split(model)
-        return lambda state, x: nnx.merge(graph, state, copy=True)(x), state
+        now = jax.tree.map(lambda a: a, state)  # its own variables: later changes are not seen
+        return lambda state, x: nnx.merge(graph, state, copy=True)(x), now
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
         module, variables = model
         return lambda variables, x: _apply_linen(module, variables, x), variables
