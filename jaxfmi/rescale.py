@@ -7,7 +7,6 @@ whose result depends on the order of the pairs. The gradient of the whole is the
 multiplier, and its product with the difference sums up to the change of the score exactly.
 """
 
-import functools
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -63,7 +62,7 @@ def rescaled(head: Callable[[jax.Array], jax.Array], layer: str, a0: jax.Array):
         if op.primitive == "max":
             return _maximum(*operands)
         if op.primitive in ("reduce_max", "reduce_window_max"):
-            return functools.reduce(_maximum, _candidates(op, operands[0]))
+            return _tournament(op, operands[0])
         if op.primitive in _LINEAR and _is_linear(op, pairs):
             return _both(op, operands)
         raise ValueError(
@@ -107,20 +106,24 @@ def _secant(op: Op, operands, at: int) -> _Pair:
         return out[0] if isinstance(out, list | tuple) else out
 
     z, z0 = operands[at]
-    value, derivative = jax.jvp(f, (z,), (jnp.ones_like(z),))
+    fixed = lax.stop_gradient(z)
+    value, derivative = jax.jvp(f, (fixed,), (jnp.ones_like(z),))
     value0 = f(z0)
-    return _Pair(_regrade(value, (_slope(z, z0, value, value0, derivative), z)), value0)
+    return _Pair(_regrade(value, (_slope(fixed, z0, value, value0, derivative), z)), value0)
 
 
 def _maximum(a, b) -> _Pair:
     """max(a, b) = b + relu(a - b), relu by its secant; either may be a constant."""
     a, b = (v if isinstance(v, _Pair) else _Pair(v, v) for v in (a, b))
+    fixed_a, fixed_b = (_Pair(lax.stop_gradient(v.x), v.x0) for v in (a, b))
     limit = jnp.finfo(a.x.dtype).max / 4  # the padding of a pooling is -inf
     d, d0 = (
-        jnp.clip(p, -limit, limit) - jnp.clip(q, -limit, limit) for p, q in zip(a, b, strict=True)
+        jnp.clip(p, -limit, limit) - jnp.clip(q, -limit, limit)
+        for p, q in zip(fixed_a, fixed_b, strict=True)
     )
     s = _slope(d, d0, jax.nn.relu(d), jax.nn.relu(d0), (d > 0).astype(d.dtype))
-    return _Pair(_regrade(jnp.maximum(a.x, b.x), (s, a.x), (1 - s, b.x)), jnp.maximum(a.x0, b.x0))
+    value = jnp.maximum(fixed_a.x, fixed_b.x)
+    return _Pair(_regrade(value, (s, a.x), (1 - s, b.x)), jnp.maximum(a.x0, b.x0))
 
 
 def _slope(z, z0, f, f0, derivative):
@@ -129,27 +132,40 @@ def _slope(z, z0, f, f0, derivative):
 
 
 def _regrade(value, *terms):
-    """``value``, with ``slope`` as the gradient for each ``z`` in the pairs ``(slope, z)``."""
-    stop = lax.stop_gradient
+    """``value``, with ``slope`` as the gradient for each ``z`` in the pairs ``(slope, z)``.
+
+    Value and slopes carry no gradient of their own.
+    """
     finite = ((s, jnp.where(jnp.isfinite(z), z, 0)) for s, z in terms)
-    return stop(value) + sum(stop(s) * (z - stop(z)) for s, z in finite)
+    return value + sum(s * (z - lax.stop_gradient(z)) for s, z in finite)
 
 
-def _candidates(op: Op, pair: _Pair) -> list[_Pair]:
-    """The values that a maximum over axes or windows is taken of, in order."""
-    if op.primitive == "reduce_max":
-        axes = op.params["axes"]
-        moved = [jnp.moveaxis(v, axes, range(len(axes))) for v in pair]
-        x, x0 = (v.reshape(-1, *v.shape[len(axes) :]) for v in moved)
-        return [_Pair(*both) for both in zip(x, x0, strict=True)]
-    window, stride = op.params["window_dimensions"], op.params["window_strides"]
+def _tournament(op: Op, pair: _Pair) -> _Pair:
+    """A maximum over axes or windows: its candidates meet two by two, then the winners."""
+    stack = _over_axes if op.primitive == "reduce_max" else _over_windows
+    x, x0 = (stack(op, v) for v in pair)
+    while (n := x.shape[0] // 2) > 0:
+        won = _maximum(_Pair(x[:n], x0[:n]), _Pair(x[n : 2 * n], x0[n : 2 * n]))
+        x, x0 = (jnp.concatenate([w, v[2 * n :]]) for w, v in zip(won, (x, x0), strict=True))
+    return _Pair(x[0], x0[0])
+
+
+def _over_axes(op: Op, x: jax.Array) -> jax.Array:
+    """What a maximum over axes is taken of, [candidates, ...]."""
+    axes = op.params["axes"]
+    moved = jnp.moveaxis(x, axes, range(len(axes)))
+    return moved.reshape(-1, *moved.shape[len(axes) :])
+
+
+def _over_windows(op: Op, x: jax.Array) -> jax.Array:
+    """What a max pooling is taken of, [candidates, ...]."""
     if any(n != 1 for n in (*op.params["base_dilation"], *op.params["window_dilation"])):
         raise ValueError("rescale has no rule for a dilated max pooling; take path()")
-    low = jnp.finfo(pair.x.dtype).min
-    x, x0 = (jnp.pad(v, op.params["padding"], constant_values=low) for v in pair)
+    window, stride = op.params["window_dimensions"], op.params["window_strides"]
+    x = jnp.pad(x, op.params["padding"], constant_values=jnp.finfo(x.dtype).min)
     counts = [(n - w) // s + 1 for n, w, s in zip(x.shape, window, stride, strict=True)]
     taken = []
     for start in itertools.product(*map(range, window)):
         stop = [o + (c - 1) * s + 1 for o, c, s in zip(start, counts, stride, strict=True)]
-        taken.append(_Pair(*(lax.slice(v, start, stop, stride) for v in (x, x0))))
-    return taken
+        taken.append(lax.slice(x, start, stop, stride))
+    return jnp.stack(taken)

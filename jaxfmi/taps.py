@@ -208,7 +208,7 @@ def _run(jaxpr, consts, args, dynamic, rule, cut=frozenset()):
 
 def _compute(op: Op, eqn, operands):
     """Compute an operation; constant scalars now, so that rules can read them under ``jit`` too."""
-    scalar = all(v.aval.size == 1 for v in eqn.outvars)
+    scalar = eqn.outvars and all(getattr(v.aval, "size", 0) == 1 for v in eqn.outvars)
     if not scalar or any(op.dynamic) or any(isinstance(v, Tracer) for v in operands):
         return op(*operands)
     with jax.ensure_compile_time_eval():
