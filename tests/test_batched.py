@@ -45,6 +45,32 @@ def test_batches_are_padded_and_cut(kind, batch_size):
     close(got, expected())
 
 
+@pytest.mark.parametrize("batch_size", range(1, N + 2))
+def test_every_batch_size_on_one_device(batch_size):
+    def model(x):
+        return (x**2).mean((1, 2))
+
+    devices = jax.devices()[:1]
+    explain = jf.batched(jf.input_x_gradient, model, batch_size=batch_size, devices=devices)
+    one_hot = np.eye(3)[LABELS % 3]
+    close(explain(X, LABELS % 3), 2 * np.einsum("nijc,nc->nij", X**2, one_hot) / (HEIGHT * WIDTH))
+
+
+@pytest.mark.parametrize("form", ["(f, params)", "f(x)"])
+def test_models_that_are_functions(form):
+    apply, params = functional(tiny("nnx"))
+    model = (apply, params) if form == "(f, params)" else functools.partial(apply, params)
+    close(jf.batched(grad_cam, model, batch_size=4)(X, LABELS), expected())
+
+
+def test_bfloat16_models_and_images_get_float32_heatmaps():
+    explain = jf.batched(grad_cam, tiny("nnx", jnp.bfloat16), batch_size=4)
+    for x in (X, jnp.asarray(X, jnp.bfloat16)):
+        got = explain(x, LABELS)
+        assert got.dtype == np.float32
+        assert np.linalg.norm(got - expected()) < 0.07 * np.linalg.norm(expected())
+
+
 @pytest.mark.parametrize("devices", [1, 2, 3, None])
 def test_devices_do_not_matter(devices):
     used = None if devices is None else jax.devices()[:devices]
