@@ -99,45 +99,51 @@ def _both(op: Op, operands):
 
 
 def _secant(op: Op, operands, at: int) -> _Pair:
-    """An elementwise function: its value, with the slope between the pair as its gradient."""
+    """An elementwise function: its value, with the slope between the pair as its derivative."""
 
-    def f(z):
-        out = op(*operands[:at], z, *operands[at + 1 :])
+    def value(z, others):
+        out = op(*others[:at], z, *others[at:])
         return out[0] if isinstance(out, list | tuple) else out
 
+    @jax.custom_jvp
+    def secant(z, z0, others):
+        return value(z, others)
+
+    @secant.defjvp
+    def _(primals, tangents):
+        z, z0, others = primals
+        f, derivative = jax.jvp(lambda v: value(v, others), (z,), (jnp.ones_like(z),))
+        return f, _slope(z, z0, f, value(z0, others), derivative) * tangents[0]
+
     z, z0 = operands[at]
-    fixed = lax.stop_gradient(z)
-    value, derivative = jax.jvp(f, (fixed,), (jnp.ones_like(z),))
-    value0 = f(z0)
-    return _Pair(_regrade(value, (_slope(fixed, z0, value, value0, derivative), z)), value0)
+    others = [*operands[:at], *operands[at + 1 :]]
+    return _Pair(secant(z, z0, others), value(z0, others))
 
 
 def _maximum(a, b) -> _Pair:
-    """max(a, b) = b + relu(a - b), relu by its secant; either may be a constant."""
+    """Give the larger of two pairs, either of which may be a constant."""
     a, b = (v if isinstance(v, _Pair) else _Pair(v, v) for v in (a, b))
-    fixed_a, fixed_b = (_Pair(lax.stop_gradient(v.x), v.x0) for v in (a, b))
-    limit = jnp.finfo(a.x.dtype).max / 4  # the padding of a pooling is -inf
-    d, d0 = (
-        jnp.clip(p, -limit, limit) - jnp.clip(q, -limit, limit)
-        for p, q in zip(fixed_a, fixed_b, strict=True)
-    )
+    return _Pair(_larger(a.x, b.x, a.x0, b.x0), jnp.maximum(a.x0, b.x0))
+
+
+@jax.custom_jvp
+def _larger(a, b, a0, b0):
+    """max(a, b) = b + relu(a - b), relu by its secant."""
+    return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _(primals, tangents):
+    limit = jnp.finfo(primals[0].dtype).max / 4  # the padding of a pooling is -inf
+    a, b, a0, b0 = (jnp.clip(v, -limit, limit) for v in primals)
+    d, d0 = a - b, a0 - b0
     s = _slope(d, d0, jax.nn.relu(d), jax.nn.relu(d0), (d > 0).astype(d.dtype))
-    value = jnp.maximum(fixed_a.x, fixed_b.x)
-    return _Pair(_regrade(value, (s, a.x), (1 - s, b.x)), jnp.maximum(a.x0, b.x0))
+    return jnp.maximum(*primals[:2]), s * tangents[0] + (1 - s) * tangents[1]
 
 
 def _slope(z, z0, f, f0, derivative):
     near = jnp.abs(z - z0) <= 4 * jnp.finfo(z.dtype).eps * jnp.maximum(jnp.abs(z), jnp.abs(z0))
     return jnp.where(near, derivative, (f - f0) / jnp.where(near, 1, z - z0))
-
-
-def _regrade(value, *terms):
-    """``value``, with ``slope`` as the gradient for each ``z`` in the pairs ``(slope, z)``.
-
-    Value and slopes carry no gradient of their own.
-    """
-    finite = ((s, jnp.where(jnp.isfinite(z), z, 0)) for s, z in terms)
-    return value + sum(s * (z - lax.stop_gradient(z)) for s, z in finite)
 
 
 def _tournament(op: Op, pair: _Pair) -> _Pair:
