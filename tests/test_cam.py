@@ -148,6 +148,13 @@ def test_golden_maps(golden_score, wide, name):
     close(pipeline, golden()[f"pgc/{PGC[name]}/map"][0], 5e-6 if wide else 5e-5)
 
 
+def test_golden_signed_map(golden_score, wide):
+    """FG-CAM starts from Grad-CAM without its ReLU: the one map that is stored as it is."""
+    score, x = golden_score
+    expected = golden()["fgcam/den0_t13"][0]
+    near(explain("grad_cam", score, "13", x, TARGET, **RAW), expected, 1e-12 if wide else 5e-6)
+
+
 def test_golden_xgrad_cam_is_all_zeros(golden_score):
     score, x = golden_score
     assert not explain("xgrad_cam", score, "13", x, TARGET).any()
