@@ -22,10 +22,10 @@ H, W, C, K = 4, 5, 2, 3
 KEY = jax.random.key(3)
 FAST = {"xla_backend_optimization_level": 0}
 
-normal = np.random.default_rng(0).standard_normal
-KERNEL, BIAS = normal((3, 3, C, K)) / 3, normal(K) / 2
-W1, B1, W2, B2 = normal((H * W * K, 7)) / 2, normal(7) / 2, normal((7, 1)), normal(1)
-X, X0 = normal((2, H, W, C))
+_normal = np.random.default_rng(0).standard_normal
+KERNEL, BIAS = _normal((3, 3, C, K)) / 3, _normal(K) / 2
+W1, B1, W2, B2 = _normal((H * W * K, 7)) / 2, _normal(7) / 2, _normal((7, 1)), _normal(1)
+X, X0 = _normal((2, H, W, C))
 
 STEM = [net.conv(KERNEL, BIAS), net.relu()]
 HEAD = [net.flatten_chw(), net.dense(W1, B1), net.relu(), net.dense(W2, B2)]
@@ -36,6 +36,11 @@ HEAD_SCORE, HEAD_GRADIENT = net.score(HEAD, 0), net.score_gradient(HEAD, 0)
 def _float64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def normal():
+    return np.random.default_rng(1).standard_normal
 
 
 def stem(x):
@@ -171,7 +176,7 @@ def test_relevance_equals_the_twin(name, reduction, relevance):
     close(got.residual, expected.residual)
 
 
-def test_several_references_are_averaged():
+def test_several_references_are_averaged(normal):
     x0s = normal((3, H, W, C))
     a0s = np.array([stem(x0) for x0 in x0s])
     m, c, spread = twin.over_references(
@@ -189,7 +194,7 @@ def test_several_references_are_averaged():
     np.testing.assert_array_equal(terms(x0=x0s, relevance=0.3).kept, np.all(alone, 0))
 
 
-def test_references_at_the_layer():
+def test_references_at_the_layer(normal):
     a, vector = stem(X), normal(K)
     for reference, a0 in (
         (references.zero_activation, 0 * a),
@@ -206,7 +211,7 @@ def test_references_at_the_layer():
 # Laws
 
 
-def test_t1_on_a_pooled_linear_head_all_settings_agree():
+def test_t1_on_a_pooled_linear_head_all_settings_agree(normal):
     a, a0 = normal((2, H, W, K))
     w = normal(K)
     expected = (a - a0) @ w / (H * W)
@@ -228,7 +233,7 @@ def test_t1_on_a_pooled_linear_head_all_settings_agree():
         close(m, expected)
 
 
-def test_t2_path_is_complete_up_to_quadrature():
+def test_t2_path_is_complete_up_to_quadrature(normal):
     """On average over pairs; for one pair neither 1 % nor the fall with the steps is certain."""
     a, a0 = normal((2, 20, H, W, K))
 
@@ -248,7 +253,7 @@ def test_t2_path_is_complete_up_to_quadrature():
 
 @pytest.mark.parametrize("multiplier", [multipliers.path(1), multipliers.trapezoid()])
 @pytest.mark.parametrize("reduction", ["signed", "none", "proportional", "ratio"])
-def test_t2_one_midpoint_is_exact_for_a_quadratic(multiplier, reduction):
+def test_t2_one_midpoint_is_exact_for_a_quadratic(multiplier, reduction, normal):
     q, w = normal((2, H, W, C))
 
     def quadratic(a):
@@ -284,7 +289,7 @@ def test_t5_signed_stays_in_the_range_of_the_multiplier():
     assert (fmi <= m.max((0, 1)) + 1e-12).all()
 
 
-def test_t5_signed_is_ratio_and_proportional_where_the_difference_has_one_sign():
+def test_t5_signed_is_ratio_and_proportional_where_the_difference_has_one_sign(normal):
     a0 = normal((H, W, K))
     a = a0 + np.abs(normal((H, W, K)))
     of = {r: terms(a, a0, identity_score, reduce=r) for r in ("signed", "ratio", "proportional")}
@@ -311,7 +316,7 @@ def test_t6_no_difference_no_importance(name):
 
 
 @pytest.mark.parametrize("reduction", reductions.NAMED)
-def test_t6_an_unchanged_map_has_no_importance_and_leaves_the_others_alone(reduction):
+def test_t6_an_unchanged_map_has_no_importance_and_leaves_the_others_alone(reduction, normal):
     a, a0 = normal((2, H, W, K))
     same = a0.copy()
     same[..., 1] = a[..., 1]
@@ -342,7 +347,7 @@ def test_t7_ablation_backwards_is_insertion(halves):
     [("mean", jf.grad_cam), ("none", jf.hires_cam)],
     ids=["grad_cam", "hires_cam"],
 )
-def test_t8_grad_cam_and_hires_cam_are_settings(reduction, method):
+def test_t8_grad_cam_and_hires_cam_are_settings(reduction, method, normal):
     def of(x):
         return score(x[::2, ::2])
 
@@ -396,7 +401,7 @@ def test_t10_the_order_of_the_maps_does_not_matter(name):
     close(got.fmi, plain.fmi[..., order])
 
 
-def test_t10_a_mirrored_activation_has_the_mirrored_map_on_a_pooled_head():
+def test_t10_a_mirrored_activation_has_the_mirrored_map_on_a_pooled_head(normal):
     a, a0 = normal((2, H, W, K))
     w1, w2 = normal((K, 6)), normal(6)
 
@@ -414,7 +419,7 @@ def test_t12_the_map_is_linear_in_the_score(name):
     close(got.residual, -3 * plain.residual)
 
 
-def test_t15_halves_on_a_pooled_linear_head_are_the_gradient():
+def test_t15_halves_on_a_pooled_linear_head_are_the_gradient(normal):
     a, a0 = normal((2, H, W, K))
     of = pooled_score(normal(K))
     for reduction in ("signed", "ratio", "none"):
@@ -540,10 +545,13 @@ def vector(x):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"multiplier": "pathh"}, r"no multiplier 'pathh' \(did you mean 'path'\?\); .*shapley"),
-        ({"reduce": "sign"}, r"no reduce 'sign' \(did you mean 'signed'\?\); there are signed, "),
-        ({"x0": "blurred"}, r"no reference 'blurred' \(did you mean 'blur'\?\); there are fill, "),
-        ({"x0": "xyz"}, r"no reference 'xyz'; there are fill, "),
+        ({"multiplier": "pathh"}, r"no multiplier .*'pathh' \(did you mean 'path'\?\); .*shapley"),
+        ({"reduce": "sign"}, r"no reduc.*'sign' \(did you mean 'signed'\?\); there are signed, "),
+        (
+            {"x0": "blurred"},
+            r"no reference .*'blurred' \(did you mean 'blur'\?\); there are fill, ",
+        ),
+        ({"x0": "xyz"}, r"no reference .*'xyz'; there are fill, "),
         ({"x0": np.zeros((H, W + 1, C))}, r"shape \(4, 6, 2\); .* \(4, 5, 2\), or several"),
         ({"x0": np.zeros((1, 2, H, W, C))}, r"the reference image has shape \(1, 2, 4, 5, 2\)"),
         ({"x0": references.AtLayer(lambda a: a[1:])}, r"reference activation has shape \(3, 5, 3"),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from jaxfmi.chunks import chunk_map, chunk_mean
 
@@ -78,3 +79,25 @@ def test_only_a_chunk_of_values_is_there():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert memory(5) < whole / 8
+
+
+def shapes(jaxpr):
+    """The shapes of all values that a program computes, in its loops too."""
+    for eqn in jaxpr.eqns:
+        yield from (v.aval.shape for v in eqn.outvars)
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from shapes(inner)
+
+
+@pytest.mark.parametrize(("chunk", "most"), [(1, 1), (30, 30), (None, 100)])
+@pytest.mark.parametrize(
+    ("method", "large"),
+    [
+        (chunk_mean, lambda x: jnp.outer(x, jnp.ones(1000))),
+        (chunk_map, lambda x: jnp.outer(x, jnp.ones(1000)).sum()),
+    ],
+)
+def test_no_more_than_a_chunk_is_computed_at_once(method, large, chunk, most):
+    program = jax.make_jaxpr(lambda xs: method(large, xs, chunk))(jnp.ones((100, 4)))
+    biggest = max(np.prod(shape, initial=1) for shape in shapes(program.jaxpr))
+    assert biggest == most * 4 * 1000

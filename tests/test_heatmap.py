@@ -112,7 +112,50 @@ def test_overlay_resizes_the_map_and_stays_in_range(picture, rng):
         assert got.max() <= 1
 
 
-@pytest.mark.parametrize("shape", [(6, 8), (6, 8, 1), (6, 8, 4), (1, 6, 8, 3)])
+@pytest.mark.parametrize("shape", [(8,), (6, 8, 2), (6, 8, 4), (1, 6, 8, 3)])
 def test_what_is_no_picture(shape):
     with pytest.raises(ValueError, match=r"picture \[H, W, 3\]"):
         heatmap.overlay(np.zeros(shape), np.zeros((6, 8)))
+
+
+def test_a_signed_look_on_request(picture):
+    ramp = np.linspace(0, 5, 48, dtype=np.float32).reshape(6, 8)
+    assert not np.allclose(heatmap.overlay(picture, ramp)[0, 0], picture[0, 0])
+    close(heatmap.overlay(picture, ramp, signed=True)[0, 0], picture[0, 0])
+    close(heatmap.overlay(picture, 0 * ramp, signed=True), picture)
+
+
+def test_a_percentile_leaves_colours_to_the_rest(picture):
+    m = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    m[5, 7] = 1000
+    options = {"colormap": "gray", "strength": 1.0}
+    got = heatmap.overlay(picture, m, percentile=90, **options)
+    close(got[..., 0], np.minimum(m / np.percentile(m, 90), 1), 0.01)
+    assert heatmap.overlay(picture, m, **options)[5, 6].max() < 0.01
+    single = np.eye(6, 8, dtype=np.float32) * (np.arange(8) == 3)[None]
+    close(heatmap.overlay(picture, single, percentile=50, **options)[3, 3], 1)  # not divided by 0
+
+
+def test_the_scale_of_a_map_does_not_matter(picture, rng):
+    for m in (rng.random((6, 8)), rng.standard_normal((6, 8))):
+        close(heatmap.overlay(picture, 1e-6 * m), heatmap.overlay(picture, m), 0.02)
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (6, 8, 1)])
+def test_a_grey_picture_is_a_picture(shape):
+    grey = np.random.default_rng(0).random(shape).astype(np.float32)
+    colour = np.repeat(grey.reshape(6, 8, 1), 3, axis=-1)
+    np.testing.assert_array_equal(heatmap.rgb(grey), colour)
+    np.testing.assert_array_equal(heatmap.rgb((grey * 255).astype(np.uint8)).shape, (6, 8, 3))
+    np.testing.assert_array_equal(heatmap.overlay(grey, np.eye(3)), heatmap.overlay(colour, np.eye(3)))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, 80.0, np.nan])
+def test_a_picture_is_in_the_unit_range(value):
+    with pytest.raises(ValueError, match=r"floats in \[0, 1\]"):
+        heatmap.rgb(np.full((2, 2, 3), value))
+
+
+def test_a_map_with_nan_has_no_overlay():
+    with pytest.raises(ValueError, match="the heatmap has 1 values"):
+        heatmap.overlay(np.zeros((2, 2, 3)), np.array([[np.nan, 1.0]]))

@@ -222,7 +222,7 @@ def test_the_twin(layers, run):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_jit_and_vmap(name):
     head = make_head(NETWORKS[name])
-    pairs = jnp.asarray(normal((3, 2, H, W, K)))
+    pairs = jnp.stack([jnp.stack([A, A0]), jnp.stack([A0, A]), jnp.stack([A, 2 * A])])
 
     def multiplier(pair):
         return jax.grad(rescaled(head, "a", pair[1]))(pair[0])
