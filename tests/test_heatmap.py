@@ -147,7 +147,9 @@ def test_a_grey_picture_is_a_picture(shape):
     colour = np.repeat(grey.reshape(6, 8, 1), 3, axis=-1)
     np.testing.assert_array_equal(heatmap.rgb(grey), colour)
     np.testing.assert_array_equal(heatmap.rgb((grey * 255).astype(np.uint8)).shape, (6, 8, 3))
-    np.testing.assert_array_equal(heatmap.overlay(grey, np.eye(3)), heatmap.overlay(colour, np.eye(3)))
+    np.testing.assert_array_equal(
+        heatmap.overlay(grey, np.eye(3)), heatmap.overlay(colour, np.eye(3))
+    )
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, 80.0, np.nan])
