@@ -17,6 +17,7 @@ choice matters much. The default, ``path`` and ``signed``, is complete for every
 objects best in our trials; no number of the paper is claimed for it.
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -31,11 +32,11 @@ from jaxfmi.explainer import (
     activation,
     explainer,
     head,
-    layer_names,
+    one_layer,
     resolve_size,
 )
 from jaxfmi.heatmap import divide, resize
-from jaxfmi.multipliers import Multiplier, View, map_drops
+from jaxfmi.multipliers import Multiplied, Multiplier, View, map_drops
 from jaxfmi.reductions import Reduction
 from jaxfmi.references import AtLayer, Random, Reference
 
@@ -61,15 +62,15 @@ def afmi(
     score: Score,
     layer: str = "auto",
     *,
-    reference: Reference = references.NAMED["fill"],
-    multiplier: Multiplier | str = multipliers.NAMED["path"],
-    reduce: Reduction | str = reductions.signed,
+    reference: Reference = "fill",
+    multiplier: Multiplier | str = "path",
+    reduce: Reduction | str = "signed",
     relevance: float | None = None,
     size: Size = "input",
     chunk: int | None = None,
     allow_bypass: bool = False,
 ) -> Explainer:
-    """A-FMI's map alone: the ``heatmap`` of [`afmi_terms`][], which has the same arguments."""
+    """A-FMI's map alone: the ``heatmap`` of ``afmi_terms``, which has the same arguments."""
     terms = afmi_terms(
         score,
         layer,
@@ -89,9 +90,9 @@ def afmi_terms(
     score: Score,
     layer: str = "auto",
     *,
-    reference: Reference = references.NAMED["fill"],
-    multiplier: Multiplier | str = multipliers.NAMED["path"],
-    reduce: Reduction | str = reductions.signed,
+    reference: Reference = "fill",
+    multiplier: Multiplier | str = "path",
+    reduce: Reduction | str = "signed",
     relevance: float | None = None,
     size: Size = "input",
     chunk: int | None = None,
@@ -123,12 +124,12 @@ def afmi_terms(
         reference has another shape; multiplier and reduction do not fit; a random option is
         without a key; a name is not known.
     """
-    multiply: Multiplier = _named("multiplier", multiplier, multipliers.NAMED)
-    reduction: Reduction = _named("reduce", reduce, reductions.NAMED)
-    reference = _named("reference", reference, references.NAMED)
+    multiply: Multiplier = _named("multiplier", multiplier, multipliers)
+    reduction: Reduction = _named("reduction", reduce, reductions)
+    reference = _named("reference", reference, references)
 
     def explain(x, *args, key=None):
-        (name,) = layer_names(score, layer, x, *args)
+        name = one_layer(score, layer, x, *args)
         a, rest = activation(score, name, x, *args), head(score, name, x, *args)
         if not allow_bypass and taps.depends(score, x, *args, cut=[name]):
             raise ValueError(
@@ -158,6 +159,11 @@ def _terms(view: View, multiply: Multiplier, reduction: Reduction, relevance) ->
     a, d = view.a, view.a - view.a0
     f, f0 = view.head(a).astype(a.dtype), view.head(view.a0).astype(a.dtype)
     multiplied = multiply(view)
+    if not isinstance(multiplied, Multiplied):
+        raise ValueError(
+            f"a multiplier gives one of {Multiplied}, this one a {type(multiplied).__name__}; "
+            "those of jaxfmi.multipliers are made by a call, such as path()"
+        )
     fmi, parts = reduction(multiplied, d, a)
     each = reductions.contributions(multiplied, d)
     kept = jnp.ones((1, 1, a.shape[-1]), bool)
@@ -216,12 +222,14 @@ def _shaped(reference, like: jax.Array, what: str) -> jax.Array:
     )
 
 
-def _named(what: str, value, names):
+def _named(what: str, value, module: ModuleType):
     """Resolve a name to the function it stands for."""
     if not isinstance(value, str):
         return value
-    if value not in names:
+    if value not in module.NAMED:
+        hint = taps.suggestion(value, module.NAMED)
         raise ValueError(
-            f"no {what} {value!r}{taps.suggestion(value, names)}; there are {', '.join(names)}"
+            f"no {what} is called {value!r}{hint}; there are {', '.join(module.NAMED)}, and what "
+            f"the functions of {module.__name__} make"
         )
-    return names[value]
+    return module.NAMED[value]

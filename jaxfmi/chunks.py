@@ -39,6 +39,8 @@ def chunk_mean(f: Callable[..., Any], xs, chunk: int | None) -> Any:
 
 
 def _chunk_size(chunk: int | None, xs) -> int:
+    if _length(xs) < 1:
+        raise ValueError("nothing to evaluate: steps, samples and the like are at least 1; got 0")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is a number of evaluations at a time, at least 1; got {chunk}")
     return _length(xs) if chunk is None else min(chunk, _length(xs))

@@ -29,7 +29,7 @@ Size = Literal["input"] | tuple[int, ...] | None
 """Size of the heatmap: that of the input, a given one, or None for that of the layer."""
 
 P = ParamSpec("P")
-CHECK = "check"  # attribute of a score: a function (x, *args) that raises on bad arguments
+CHECK = "_jaxfmi_check"  # attribute of a score: a function (x, *args) that raises on bad arguments
 HW = (-3, -2)  # the spatial axes of an activation [h, w, K]
 
 
@@ -85,7 +85,16 @@ def _accept(*args) -> None:
 def _scalar(score: Score) -> Score:
     @functools.wraps(score)
     def scalar(*args):
-        if shape := jnp.shape(y := score(*args)):
+        try:
+            y = score(*args)
+        except Exception as error:
+            if not type(error).__module__.startswith("flax."):
+                raise
+            raise ValueError(
+                f"the model cannot be explained as it is: {str(error).split(' (http')[0]}; call "
+                "model.eval() first, and make its score with jaxfmi.class_score(model)"
+            ) from error
+        if shape := jnp.shape(y):
             raise ValueError(
                 f"a score is one number per image, this one has shape {shape}; pick a class, "
                 "e.g. with jaxfmi.class_score(model)"
@@ -99,24 +108,40 @@ def layer_names(score: Score, layer: Layers, x, *args) -> list[str]:
     """Resolve ``"auto"`` to the last spatial activation, and one name to a list of one.
 
     Raises:
-      ValueError: ``"auto"``, and no tagged value has two spatial axes larger than 1.
+      ValueError: no layer is asked for; or ``"auto"``, and no tagged value [h, w, K] has both h
+        and w above 1.
     """
-    if layer != "auto":
-        return [layer] if isinstance(layer, str) else list(layer)
+    names = [layer] if isinstance(layer, str) else list(layer)
+    if not names:
+        raise ValueError("expected a layer's name, several, or 'auto'; got an empty list")
+    if "auto" not in names:
+        return names
     found = taps.tags(score, x, *args)
-    spatial = [n for n, s in found.items() if len(_hwk(s)) == 3 and max(_hwk(s)[:2]) > 1]
+    spatial = [n for n, s in found.items() if len(_hwk(s)) == 3 and min(_hwk(s)[:2]) > 1]
     if not spatial:
-        raise ValueError(
-            "layer='auto' needs a tagged activation [h, w, K]; "
-            + (f"there are {taps.listing(found)}" if found else "this function has no tags")
-            + "; name one with jaxfmi.tag, or all modules with jaxfmi.tag_modules"
-        )
-    return spatial[-1:]
+        there = taps.inventory(score, x, *args)
+        raise ValueError(f"layer='auto' needs a tagged activation [h, w, K]; {there}")
+    return [spatial[-1] if name == "auto" else name for name in names]
+
+
+def one_layer(score: Score, layer: str, x, *args) -> str:
+    """Resolve the layer of a method that explains one at a time."""
+    if not isinstance(layer, str):
+        raise ValueError(f"this method explains one layer, given by its name; got {layer!r}")
+    return layer_names(score, layer, x, *args)[0]
 
 
 def resolve_size(size: Size, x: jax.Array) -> tuple[int, ...] | None:
-    """Give the heatmap's (H, W), or None for the layer's own."""
-    return x.shape[:2] if isinstance(size, str) else size
+    """Give the heatmap's (H, W), or None for the layer's own.
+
+    Raises:
+      ValueError: not ``"input"``, None or two numbers of at least 1.
+    """
+    if size == "input":
+        return x.shape[:2]
+    if size is None or (isinstance(size, tuple) and len(size) == 2 and min(size) > 0):
+        return size
+    raise ValueError(f"the size of a heatmap is 'input', (H, W), or None; got {size!r}")
 
 
 def per_layer(explain_layers: Callable[..., list], layer: Layers) -> Explainer:
@@ -162,10 +187,10 @@ def activations_and_gradients(
 
 
 def _spatial(name: str, a: jax.Array) -> jax.Array:
-    if len(shape := _hwk(a.shape)) != 3:
+    if len(shape := _hwk(a.shape)) != 3 or (a.ndim == 3 and a.shape[0] == 1):
         raise ValueError(
-            f"layer {name!r} has shape {a.shape}; expected an activation [h, w, K], "
-            "with a leading batch axis of 1 or none"
+            f"layer {name!r} has shape {a.shape}; expected an activation [h, w, K], with a leading "
+            "batch axis of 1 or none; tokens [1, h w, K] have to be reshaped before they are tagged"
         )
     return wide(a.reshape(shape))
 

@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from jaxfmi.cam import grad_cam
 from jaxfmi.chunks import chunk_mean
-from jaxfmi.explainer import Explainer, Layers, Score, explainer, wide
+from jaxfmi.explainer import Explainer, Layers, Score, check_image, explainer, wide
 from jaxfmi.taps import Op, rewrite
 
 Reduce = Callable[[jax.Array], jax.Array]
@@ -84,7 +84,7 @@ def smooth_grad(
     ``smooth_grad(saliency(score))(x, label, key=key)``.
 
     Args:
-      explain: an explainer, ``(x, *args) -> heatmap`` or any tree of arrays.
+      explain: an explainer, ``(x, *args) -> heatmap`` or any tree of arrays, that takes no key.
       noise: standard deviation, as a share of max(x) - min(x).
       samples: noisy copies.
       chunk: copies at a time; neither it nor a batch around it changes the noise.
@@ -99,7 +99,7 @@ def smooth_grad(
     def smoothed(x, *args, key=None):
         if key is None:
             raise ValueError("smooth_grad is random: call it with key=jax.random.key(seed)")
-        x = jnp.asarray(x)
+        x = check_image(x)
         scale = noise * (x.max() - x.min())
 
         def one(i):
@@ -116,7 +116,8 @@ def guided_backprop(score: Score, *, reduce: Reduce = channel_sum) -> Explainer:
     """Guided backpropagation (Springenberg, Dosovitskiy, Brox and Riedmiller, 2014), signed.
 
     The input gradient with every ReLU passing back only what is positive, where it was active.
-    Any spelling of ReLU counts: ``relu``, ``relu6``, ``maximum(x, 0)``, module or function.
+    Functions called ``relu`` and ``relu6`` count, and any maximum with the constant 0, in a module
+    or not; ``where(x > 0, x, 0)`` does not.
 
     Raises:
       ValueError: the score has no ReLU.
@@ -128,7 +129,7 @@ def guided_backprop(score: Score, *, reduce: Reduce = channel_sum) -> Explainer:
 def deconvnet(score: Score, *, reduce: Reduce = channel_sum) -> Explainer:
     """DeconvNet (Zeiler and Fergus, 2013), signed: ReLU applied to what is passed back.
 
-    As [`guided_backprop`][], wherever the ReLU was active or not.
+    As ``guided_backprop``, but whether the ReLU was active does not matter.
     """
     return _with_relu(score, _deconv, reduce)
 

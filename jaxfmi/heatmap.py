@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfmi.explainer import check_finite
+
 
 def resize(heatmap: jax.Array, size: tuple[int, ...] | None) -> jax.Array:
     """Resize bilinearly: half-pixel centres, edges clamped, no antialiasing when it shrinks.
@@ -46,6 +48,28 @@ def tanh_max(heatmaps: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack(scaled).max(0)
 
 
+def rgb(image: np.ndarray) -> np.ndarray:
+    """Give a picture as RGB in [0, 1], float32 [H, W, 3].
+
+    Args:
+      image: [H, W, 3], [H, W, 1] or [H, W], of floats in [0, 1] or of uint8.
+
+    Raises:
+      ValueError: another shape, or values outside of [0, 1].
+    """
+    image = np.asarray(image)
+    grey = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] == 1)
+    if not grey and not (image.ndim == 3 and image.shape[-1] == 3):
+        raise ValueError(f"expected a picture [H, W, 3], or a grey one; got shape {image.shape}")
+    values = image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1)
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(
+            f"expected a picture of floats in [0, 1], or of uint8; got {image.dtype} from "
+            f"{image.min()} to {image.max()}"
+        )
+    return np.broadcast_to(values.reshape(*image.shape[:2], -1), (*image.shape[:2], 3))
+
+
 def overlay(
     image: np.ndarray,
     heatmap: np.ndarray,
@@ -61,7 +85,7 @@ def overlay(
     leaves the picture as it is; another from 0 to its maximum, where 0 is the map's dark end.
 
     Args:
-      image: RGB in [0, 1], [H, W, 3].
+      image: anything that ``rgb`` takes, [H, W, 3] or grey.
       heatmap: [h, w] of any size and scale, resized to the picture.
       colormap: a name that matplotlib knows; ``"auto"`` takes ``jet``, for signed maps ``bwr``.
       strength: share of the colours, 0 to 1.
@@ -74,13 +98,12 @@ def overlay(
       RGB in [0, 1], [H, W, 3].
 
     Raises:
-      ValueError: the picture is not [H, W, 3].
+      ValueError: the picture is none, or the map has values that are NaN or infinite.
     """
     import matplotlib
 
-    image = np.asarray(image, np.float32)
-    if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"expected a picture [H, W, 3], got shape {image.shape}")
+    check_finite(heatmap, "the heatmap")
+    image = rgb(image)
     heat = np.asarray(resize(jnp.asarray(heatmap, jnp.float32), image.shape[:2]))
     signed = signed or bool(heat.min() < 0)
     full = np.percentile(np.abs(heat), percentile) or np.abs(heat).max() or 1.0

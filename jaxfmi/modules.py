@@ -28,8 +28,8 @@ Model = Any
 
 
 def logit(z: jax.Array, label) -> jax.Array:
-    """The class's entry of the logits [classes]; NaN where there is no such class."""
-    return z.at[label].get(mode="fill", wrap_negative_indices=False)
+    """The class's entry of the logits [classes]; where there is no such class all is NaN."""
+    return _known(z, label)[label]
 
 
 def probability(z: jax.Array, label) -> jax.Array:
@@ -45,13 +45,19 @@ def log_odds(z: jax.Array, label) -> jax.Array:
     """
     if z.shape[-1] < 2:
         raise ValueError("log-odds need at least two classes; for one sigmoid take the logit")
+    z = _known(z, label)
     others = jnp.where(jnp.arange(z.shape[-1]) == label, -jnp.inf, z)
-    return logit(z, label) - jax.nn.logsumexp(others)
+    return z[label] - jax.nn.logsumexp(others)
 
 
 def margin(z: jax.Array, label, other) -> jax.Array:
     """The class's logit minus that of another class: why this rather than that."""
     return logit(z, label) - logit(z, other)
+
+
+def _known(z: jax.Array, label) -> jax.Array:
+    """Poison the logits if the label is out of range: their gradients are NaN too, not 0."""
+    return z * jnp.where((label >= 0) & (label < z.shape[-1]), 1.0, jnp.nan).astype(z.dtype)
 
 
 _OF_A_CLASS = (logit, probability, log_odds, margin)
@@ -78,7 +84,7 @@ def class_score(model: Model, of: Callable[..., jax.Array] = logit) -> Score:
         if of not in _OF_A_CLASS:
             return
         classes = jax.eval_shape(apply, params, x[None]).shape[-1]
-        for label in labels:
+        for label in labels[: 2 if of is margin else 1]:
             check_labels(label, classes)
 
     setattr(score, CHECK, check)
@@ -126,8 +132,8 @@ def functional(model: Model) -> tuple[Callable[[Any, jax.Array], Any], Any]:
 def tag_modules(model: Model) -> Model:
     """Tag the output of every submodule with its path, such as ``layer4/1/conv2``.
 
-    For models whose source is not ours. A module that is called again in the same pass gets
-    ``path#2``, ``path#3``, and so on; outputs that are not single arrays stay untagged.
+    For models whose source is not ours. A module that is called again in one call of the model
+    gets ``path#2``, ``path#3``, and so on; outputs that are not single arrays stay untagged.
 
     Args:
       model: an NNX module, which is copied, or a pair of a linen module and its variables.
@@ -154,12 +160,17 @@ def tag_modules(model: Model) -> Model:
 def _tag_nnx(model: nnx.Module) -> nnx.Module:
     """Give every submodule a subclass of its own class that tags what it returns."""
     calls: dict[str, int] = {}
+    entered: list[str] = []
 
     def tagged(cls, path):
         def __call__(self, *args, **kwargs):
-            if not path:
+            if not entered:  # the root, or a part of the model that is called by itself
                 calls.clear()
-            out = cls.__call__(self, *args, **kwargs)
+            entered.append(path)
+            try:
+                out = cls.__call__(self, *args, **kwargs)
+            finally:
+                entered.pop()
             return _tag_call(out, path, calls)
 
         return type(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__})

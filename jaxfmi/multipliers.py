@@ -140,6 +140,8 @@ def shapley(permutations: int = 8) -> Multiplier:
     def multiplier(v: View):
         if v.key is None:
             raise ValueError("shapley is random: call the explainer with key=jax.random.key(seed)")
+        if permutations < 1:
+            raise ValueError(f"shapley needs at least 1 permutation; got {permutations}")
         maps = v.a.shape[-1]
         keys = jax.random.split(v.key, (permutations + 1) // 2)
         ranks = jax.vmap(lambda k: jax.random.permutation(k, maps))(keys)

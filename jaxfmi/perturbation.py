@@ -114,7 +114,7 @@ def occlusion(
 
 
 def _pair(n: int | tuple[int, int]) -> tuple[int, int]:
-    return (n, n) if isinstance(n, int) else n
+    return (n, n) if np.ndim(n) == 0 else n  # type: ignore[return-value]
 
 
 def _windows(n: int, window: int, stride: int) -> jax.Array:

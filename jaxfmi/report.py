@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxfmi.heatmap import overlay
+from jaxfmi.heatmap import overlay, rgb
 
 PERCENTILE = 99.0  #: of |map|, shown in the full colour; a few pixels would else hide the others
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -22,14 +22,14 @@ def lay(picture: np.ndarray, heatmap: np.ndarray, signed: bool = False) -> np.nd
     own colours they would be lost.
 
     Args:
-      picture: RGB in [0, 1], [H, W, 3].
+      picture: anything that ``heatmap.rgb`` takes, [H, W, 3] or grey.
       heatmap: [h, w] of any size.
       signed: show the map as signed even if none of its values is negative.
     """
     if not (signed or np.min(heatmap) < 0):
         return overlay(picture, heatmap, percentile=PERCENTILE)
-    grey = 0.3 + 0.7 * np.repeat(picture @ LUMA, 3).reshape(picture.shape)
-    return overlay(grey, heatmap, percentile=PERCENTILE, signed=True, strength=0.9)
+    pale = 0.3 + 0.7 * rgb(picture) @ LUMA
+    return overlay(pale, heatmap, percentile=PERCENTILE, signed=True, strength=0.9)
 
 
 def panel(
@@ -46,7 +46,7 @@ def panel(
     Where there are more than ``columns`` tiles for a picture, its row goes on below.
 
     Args:
-      pictures: RGB in [0, 1], [H, W, 3] each; sizes may differ.
+      pictures: anything that ``heatmap.rgb`` takes, [H, W, 3] or grey; sizes may differ.
       heatmaps: for each title, a map [h, w] of any size for every picture.
       captions: titles of the pictures themselves.
       columns: tiles side by side, at most.
@@ -64,6 +64,7 @@ def panel(
     signed = {title: any(np.min(m) < 0 for m in maps) for title, maps in heatmaps.items()}
     columns = min(columns, 1 + len(heatmaps))
     lines = -(-(1 + len(heatmaps)) // columns)
+    pictures = [rgb(picture) for picture in pictures]
     tallest = max(p.shape[0] / p.shape[1] for p in pictures)
     height = len(pictures) * lines * (TILE * tallest + 0.3)
     figure = Figure(figsize=(TILE * columns, height), layout="constrained", dpi=dpi)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jax.extend import core
@@ -133,7 +134,7 @@ def edit(
             if op.tag in met:
                 raise ValueError(f"tag {op.tag!r} occurs more than once")
             met.add(op.tag)
-            old, new = operands[0], edits[op.tag](operands[0])
+            old, new = operands[0], jnp.asarray(edits[op.tag](operands[0]))
             if new.shape != old.shape:
                 raise ValueError(f"tag {op.tag!r} has shape {old.shape}, its new value {new.shape}")
             return op(new.astype(old.dtype))
@@ -245,13 +246,21 @@ def _missing(name: str, f, args) -> str:
                 f"tag {name!r} is inside a {where}, where single values cannot be reached; "
                 "unroll the loop, or tag a value outside it"
             )
-    found = tags(f, *args)
-    if not found:
-        return (
-            f"no tag {name!r}: this function has no tags; name its activations with jaxfmi.tag, "
-            "or let jaxfmi.tag_modules name the outputs of its modules"
-        )
-    return f"no tag {name!r}{suggestion(name, found)}; there are {listing(found)}"
+    return f"no tag {name!r}{suggestion(name, tags(f, *args))}; {inventory(f, *args)}"
+
+
+def inventory(f, *args) -> str:
+    """Say which tags ``f(*args)`` has, which of them are out of reach, or how to get some."""
+    found, hidden = tags(f, *args), dict(_hidden(jax.make_jaxpr(f)(*args).jaxpr))
+    inside = ", ".join(f"{name!r} (inside a {where})" for name, where in hidden.items())
+    if found:
+        return f"there are {listing(found)}" + (f"; out of reach are {inside}" if hidden else "")
+    if hidden:
+        return f"all tags are out of reach: {inside}; unroll the loop, or tag a value outside it"
+    return (
+        "this function has no tags; name its activations with jaxfmi.tag, or let "
+        "jaxfmi.tag_modules name the outputs of its modules"
+    )
 
 
 def _hidden(jaxpr, where="") -> Iterator[tuple[str, str]]:
