@@ -1,4 +1,4 @@
-"""The methods by name: one table that the command line, the notebooks and the README share.
+"""The methods by name: one table that the command line, the README and the benchmarks share.
 
 The library has no registry; functions are imported. A command has only words, and this is where
 words become functions, and options become what functions take. A new method is one row.

@@ -5,10 +5,11 @@ import tomllib
 from pathlib import Path
 
 import jaxfmi
-import jaxfmi.models
+from jaxfmi import models
 from jaxfmi.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -21,20 +22,18 @@ def methods_table() -> str:
 
 
 def test_the_table_of_methods_is_that_of_the_command_line():
-    between = README.split("<!-- methods: begin -->")[1].split("<!-- methods: end -->")[0]
+    between = README.split(BEGIN)[1].split(END)[0]
     assert between.strip() == methods_table()
 
 
 def test_names_exist():
-    for name in set(re.findall(r"jaxfmi\.([a-z_]+(?:\.[a-z_]+)*)\(", README)):
-        value = jaxfmi
-        for part in name.split("."):
-            value = getattr(value, part)
-        assert callable(value)
+    for module, name in set(re.findall(r"\b(jaxfmi|models)\.([a-z_0-9]+)\(", README)):
+        assert callable(getattr({"jaxfmi": jaxfmi, "models": models}[module], name))
 
 
 def test_extras_exist():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
     named = set(re.findall(r'\.\[(\w+)\]"', README))
     assert named == {"demo", "test"}
     assert named <= extras.keys()
@@ -42,3 +41,9 @@ def test_extras_exist():
 
 def test_every_method_is_exported():
     assert set(METHODS) <= set(jaxfmi.__all__)
+
+
+if __name__ == "__main__":  # renews the table
+    before, rest = README.split(BEGIN)
+    table = f"{BEGIN}\n{methods_table()}\n{END}"
+    (ROOT / "README.md").write_text(before + table + rest.split(END)[1], encoding="utf-8")
