@@ -20,7 +20,7 @@ from measure import alternate, report, summary
 
 import jaxfmi
 from jaxfmi import class_score, models
-from jaxfmi.methods import METHODS
+from jaxfmi.command.methods import METHODS
 from jaxfmi.modules import functional
 
 STAGES = [f"stage{s}" for s in (1, 2, 3, 4)]

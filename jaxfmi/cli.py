@@ -23,10 +23,10 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
-from jaxfmi import job as jobs
-from jaxfmi import networks
-from jaxfmi.files import MANIFEST
-from jaxfmi.methods import METHODS
+from jaxfmi.command import job as jobs
+from jaxfmi.command import networks
+from jaxfmi.command.files import MANIFEST
+from jaxfmi.command.methods import METHODS
 from jaxfmi.models import MODELS
 from jaxfmi.report import panel
 

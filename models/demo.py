@@ -8,7 +8,7 @@ with zeros, the class maps of so small a network peak at the border instead of o
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,13 @@ class DemoNet(nnx.Module):
         self.head = nnx.Linear(widths[-1], classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Pictures [N, H, W, 3], normalised -> logits [N, classes]."""
+        """Pictures [N, H, W, 3], normalised -> logits [N, classes].
+
+        Raises:
+          ValueError: a side is not a multiple of 8.
+        """
+        if any(side % 8 for side in x.shape[-3:-1]):
+            raise ValueError(f"the sides of a picture are multiples of 8, got {x.shape[-3:-1]}")
         x = tag(nnx.relu(self.stem(x)), "stem")
         for i, block in enumerate(self.blocks, 1):
             x = tag(block(x), f"block{i}")
@@ -106,5 +112,7 @@ def demo_model() -> Pretrained:
     card = json.loads((WEIGHTS / "demo.json").read_text())
     model = nnx.eval_shape(lambda: DemoNet(len(card["classes"]), rngs=nnx.Rngs(0)))
     load(model, WEIGHTS / "demo.safetensors").eval()
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocess"].items()}
+    options: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocess"].items()
+    }
     return Pretrained(model, tuple(card["classes"]), Preprocess(**options))

@@ -87,7 +87,7 @@ def load(
         ImportError: `huggingface_hub` is needed and absent.
 
     """
-    path = _locate(source, filename, revision)
+    path = locate(source, filename, revision)
     entries = _read(path)
     state = nnx.state(model, (nnx.Param, nnx.BatchStat))
     slots = {".".join(map(str, place)): variable for place, variable in nnx.to_flat_state(state)}
@@ -186,7 +186,9 @@ def _same(given: Shape, expected: Shape) -> bool:
     return given == flat or [n for n in given if n > 1] == [n for n in expected if n > 1]
 
 
-def _locate(source: str | Path, filename: str, revision: str | None) -> Path:
+def locate(
+    source: str | Path, filename: str = "model.safetensors", revision: str | None = None
+) -> Path:
     """The file that `source` names, fetched from the hub if need be."""
     if Path(source).is_file():
         return Path(source)

@@ -13,8 +13,9 @@ from flax import nnx
 from PIL import Image
 from typer.testing import CliRunner
 
-from jaxfmi import class_score, grad_cam, job, methods, networks
+from jaxfmi import class_score, grad_cam
 from jaxfmi.cli import app
+from jaxfmi.command import job, methods, networks
 from jaxfmi.models import MODELS, Preprocess
 from jaxfmi.models.demo import DemoNet, Pretrained
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jaxfmi
 from jaxfmi import models
-from jaxfmi.methods import METHODS
+from jaxfmi.command.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"

@@ -5,7 +5,6 @@ Everything that can be wrong with a command is found by ``plan``, before the fir
 the others.
 """
 
-import functools
 import inspect
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +20,11 @@ from PIL import Image
 
 from jaxfmi import log_odds, logit, probability
 from jaxfmi.batched import batched
+from jaxfmi.command.files import Results, read_picture, unique_stems
+from jaxfmi.command.methods import METHODS, build, pick, settings
+from jaxfmi.command.networks import Network, find_class, layers
 from jaxfmi.explainer import Explainer, Score
-from jaxfmi.files import Results, read_picture, unique_stems
-from jaxfmi.methods import METHODS, build, pick, settings
 from jaxfmi.modules import class_score
-from jaxfmi.networks import Network, find_class, layers
 from jaxfmi.report import lay
 from jaxfmi.taps import listing, suggestion
 
@@ -111,7 +110,7 @@ def check(job: Job) -> None:
     number = jax.ShapeDtypeStruct((), jnp.int32)
     for step in job.steps:
         try:
-            explain = step.make(class_score(job.network.model, _score(job)))
+            explain = step.make(class_score(job.network.model, SCORES[job.score]))
             jax.eval_shape(explain, x, number, number)
         except Exception as error:  # an impossible option can fail anywhere in a method
             raise ValueError(f"{step.method}: {error}") from error
@@ -127,7 +126,7 @@ def explainers(job: Job, size: int) -> list[Batched]:
 
     A picture's place seeds its noise, so that a map does not depend on the batch around it.
     """
-    network, of = job.network, _score(job)
+    network, of = job.network, SCORES[job.score]
     return [batched(step.make, network.model, batch_size=size, of=of) for step in job.steps]
 
 
@@ -186,11 +185,6 @@ def _seeded(make: Callable[[Score], Explainer], seed: int) -> Callable[[Score], 
         return lambda x, label, place: explain(x, label, key=jax.random.fold_in(key, place))
 
     return method
-
-
-def _score(job: Job) -> Callable[..., jax.Array]:
-    """The score, in a form whose arguments ``batched`` does not take for labels to check."""
-    return functools.partial(SCORES[job.score])
 
 
 def _read(

@@ -19,8 +19,8 @@ import numpy as np
 from flax import nnx
 
 from jaxfmi import taps
+from jaxfmi.command.methods import assignment, pick, value
 from jaxfmi.explainer import layer_names
-from jaxfmi.methods import assignment, pick, value
 from jaxfmi.models import CAFFE, CIFAR, IMAGENET, MODELS, TENSORFLOW, Preprocess, load, pretrained
 from jaxfmi.models.demo import WEIGHTS, demo_model
 from jaxfmi.modules import check_labels, functional
@@ -230,7 +230,7 @@ def _built(name: str, weights: str | None, options: list[str]) -> Network:
             "(random weights explain nothing)"
         )
     model, preprocess = blank(name, options)
-    path = pretrained._locate(weights, "model.safetensors", None)
+    path = pretrained.locate(weights)
     card = {"name": name, "options": dict(map(assignment, options))}
     card["weights"] = _provenance(path) | {"source": weights}
     return Network(load(model, path), preprocess, (), card)
