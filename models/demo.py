@@ -1,7 +1,8 @@
 """The embedded model: a small residual network that needs no download, for demos and tests.
 
-Twenty classes, pictures of 64x64. It was trained by `jaxfmi.train.classifier`; the file
-`weights/demo.json` says how, on what, and how well it does. Every convolution pads by reflection:
+Twenty classes, pictures of 64x64. It was trained by `jaxfmi.train.classifier`, on small pictures
+first (`first` in the file `weights/demo.json`) and then, from there, on those of its own size: the
+file says how, on what, and how well it does. Every convolution pads by reflection:
 with zeros, the class maps of so small a network peak at the border instead of on the object.
 """
 

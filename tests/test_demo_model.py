@@ -47,15 +47,7 @@ def test_tags(demo):
     assert list(found) == ["stem", *(f"block{i}" for i in range(1, len(found)))]
 
 
-CHELSEA = pytest.mark.xfail(
-    strict=True, reason="chelsea is a ginger close-up: golden retriever .53, tabby .18"
-)
-
-
-@pytest.mark.parametrize(
-    ("picture", "name"),
-    [pytest.param("chelsea", "tabby", marks=CHELSEA), ("coffee", "espresso")],
-)
+@pytest.mark.parametrize(("picture", "name"), [("chelsea", "tabby"), ("coffee", "espresso")])
 def test_knows_the_pictures_of_scikit_image(demo, picture, name):
     data = pytest.importorskip("skimage.data")
     x = demo.preprocess(Image.fromarray(getattr(data, picture)()))
