@@ -104,8 +104,13 @@ both_nets = pytest.mark.parametrize("kind", ["nnx", "linen"])
 
 
 @functools.cache
+def model(kind="nnx", dtype=None):
+    return tiny(kind, dtype)
+
+
+@functools.cache
 def score(kind="nnx"):
-    return jf.class_score(tiny(kind))
+    return jf.class_score(model(kind))
 
 
 def explainer(name, of=None, **options):
@@ -232,49 +237,53 @@ def test_constant_images_give_no_nan(name, kind):
 def test_bfloat16_models_get_float32_heatmaps(name):
     """Of the same random numbers: those for a bfloat16 image are others."""
     x, labels, keys = batch()
-    explain = jax.vmap(explainer(name, jf.class_score(tiny("nnx", jnp.bfloat16))))
+    explain = jax.vmap(explainer(name, jf.class_score(model("nnx", jnp.bfloat16))))
     got = jax.jit(explain, compiler_options=FAST)(x, labels, keys)
     assert np.linalg.norm(got - heatmaps(name)) < 0.07 * np.linalg.norm(heatmaps(name))
     half = jax.eval_shape(explain, x.astype(jnp.bfloat16), labels, keys)
     assert got.dtype == half.dtype == jnp.float32
 
 
+@functools.cache
+def in_float64(name):
+    """The first image's heatmap, and the slope of a weighted sum of it by two ways."""
+    _, labels, keys = batch()
+    plain, x, direction = model(), *np.asarray([batch()[0][0], images(1, seed=9)[0]])
+    with jax.enable_x64(True):
+        x, direction = jnp.asarray(x, float), jnp.asarray(direction, float)
+        explain = explainer(name, jf.class_score(widened(plain)))
+
+        def weighed(x):
+            heatmap = explain(x, labels[0], keys[0])
+            return (heatmap * direction[..., 0]).sum(), heatmap
+
+        run = jax.jit(jax.value_and_grad(weighed, has_aux=True), compiler_options=FAST)
+        (up, _), (down, _) = (run(x + step * direction)[0] for step in (1e-6, -1e-6))
+        (_, heatmap), slope = run(x)
+        return heatmap, (slope * direction).sum(), (up - down) / 2e-6
+
+
 @every_case
 def test_float64(name):
-    x, labels, keys = batch()
-    model = tiny("nnx")
-    with jax.enable_x64(True):
-        explain = compiled(explainer(name, jf.class_score(widened(model))))
-        got = explain(x.astype(jnp.float64), labels, keys)
-    assert got.dtype == np.float64
-    assert got.shape == (4, HEIGHT, WIDTH)
+    heatmap, _, _ = in_float64(name)
+    assert heatmap.dtype == np.float64
+    assert heatmap.shape == (HEIGHT, WIDTH)
     if not CASES[name].random:  # random numbers of another precision are other numbers
-        close(got, heatmaps(name), 1e-4)
+        close(heatmap, heatmaps(name)[0], 1e-4)
 
 
 @every_case
 def test_heatmaps_are_differentiable(name):
     """The derivative that JAX finds is that of the heatmap, by central differences."""
-    _, labels, keys = batch()
-    model, x, direction = tiny("nnx"), *np.asarray(images(2, seed=9))
-    with jax.enable_x64(True):
-        x, direction = jnp.asarray(x, float), jnp.asarray(direction, float)
-        explain = explainer(name, jf.class_score(widened(model)))
-
-        def weighed(x):
-            return (explain(x, labels[0], keys[0]) * direction[..., 0]).sum()
-
-        run = jax.jit(jax.value_and_grad(weighed), compiler_options=FAST)
-        up, down = (run(x + step * direction)[0] for step in (1e-6, -1e-6))
-        slope = (run(x)[1] * direction).sum()
-        np.testing.assert_allclose(slope, (up - down) / 2e-6, rtol=1e-5, atol=1e-7)
+    _, slope, difference = in_float64(name)
+    np.testing.assert_allclose(slope, difference, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if not case.random])
 def test_transposing_network_and_image_transposes_the_heatmap(name):
     x, labels, keys = batch()
     options = {"window": (3, 5), "stride": (2, 4)} if name == "occlusion" else {}
-    of = jf.class_score(transposed(tiny("nnx")))
+    of = jf.class_score(transposed(model()))
     got = compiled(explainer(name, of, **options))(x.swapaxes(1, 2), labels, keys)
     assert got.shape == (4, WIDTH, HEIGHT)
     close(got.swapaxes(1, 2), heatmaps(name), 1e-4)
