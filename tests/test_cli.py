@@ -365,7 +365,9 @@ def test_defaults_can_be_given_as_words():
         found = methods.settings([name], [])[name]
         json.dumps(found)
         for option, default in method.options.items():
-            assert methods.read(name, option, found[option]) is default
+            named = method.words[option].named if option in method.words else {}
+            expected = named.get(default, default) if isinstance(default, str) else default
+            assert methods.read(name, option, found[option]) is expected
 
 
 def test_models_are_listed():
