@@ -2,7 +2,7 @@
 
     python benchmarks/explain.py                       # the ratios to the forward pass
     python benchmarks/explain.py --peers               # also pytorch-grad-cam, same weights, pixels
-    python benchmarks/explain.py --memory              # also the peak memory of every explainer
+    python benchmarks/explain.py --memory              # instead, the memory of every explainer
 
 Weights are random: they change no cost. All programs take them as arguments.
 """
@@ -129,6 +129,7 @@ if __name__ == "__main__":
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
-    rows = [row for name in options.networks for row in speed(name, options)]
-    more = {"memory": memory(options.networks[0], options)} if options.memory else {}
-    report("explain", rows, **more)
+    if options.memory:
+        report("memory", [row for name in options.networks for row in memory(name, options)])
+    else:
+        report("explain", [row for name in options.networks for row in speed(name, options)])
