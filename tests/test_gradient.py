@@ -9,7 +9,7 @@ import pytest
 import reference as ref
 import reference_net as net
 from flax import nnx
-from nets import golden_model, images, tiny, twins
+from nets import images, tiny, twins
 
 import jaxfmi as jf
 from jaxfmi import class_score, gradient
@@ -174,41 +174,3 @@ def test_the_input_gradient_of_a_network_matches_jax():
         expected = jax.grad(score)(x, 3)
         close(jf.saliency(score)(x, 3), np.abs(expected).max(-1), 1e-6)
         close(jf.input_x_gradient(score)(x, 3), (x * expected).sum(-1), 1e-6)
-
-
-# The golden network
-
-
-@functools.cache
-def golden():
-    return net.golden()
-
-
-def golden_explained(method, **options):
-    arrays = golden()
-    x = jnp.asarray(arrays["x_nhwc"][0])
-    return jax.jit(method(class_score(golden_model(arrays)), **options))(x, 2)
-
-
-def test_golden_input_x_gradient():
-    expected = golden()["grad_times_input"][0]
-    got = golden_explained(jf.input_x_gradient, reduce=lambda v: v)
-    close(got, expected, 1e-12 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize(
-    ("method", "rule"), [(jf.guided_backprop, "guided"), (jf.deconvnet, "deconvnet")]
-)
-def test_golden_relu_rules(method, rule):
-    arrays = golden()
-    layers = net.golden_layers(arrays)
-    expected = net.score_gradient(layers, 2, rule)(arrays["x_nhwc"][0]).sum(2)
-    close(golden_explained(method), expected, 1e-10 * np.abs(expected).max())
-
-
-def test_golden_integrated_gradients():
-    arrays = golden()
-    x, slope = arrays["x_nhwc"][0], net.score_gradient(net.golden_layers(arrays), 2)
-    expected = ref.integrated_gradients(x, 0 * x, slope, 3)
-    got = golden_explained(jf.integrated_gradients, steps=3, chunk=2)
-    close(got, expected, 1e-10 * np.abs(expected).max())
