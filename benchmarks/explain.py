@@ -126,10 +126,11 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--name", default="explain", help="of the file in benchmarks/results")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     if options.memory:
         report("memory", [row for name in options.networks for row in memory(name, options)])
     else:
-        report("explain", [row for name in options.networks for row in speed(name, options)])
+        report(options.name, [row for name in options.networks for row in speed(name, options)])
