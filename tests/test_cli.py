@@ -409,7 +409,7 @@ def test_demo_without_scikit_image(tmp_path, monkeypatch):
 
 
 def test_demo(tmp_path):
-    pytest.importorskip("skimage")
+    pytest.importorskip("skimage", reason="needs the extra `demo`: scikit-image")
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     words = [sys.executable, "-m", "jaxfmi", "demo", "--out", "out"]
     result = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)

@@ -49,7 +49,7 @@ def test_tags(demo):
 
 @pytest.mark.parametrize(("picture", "name"), [("chelsea", "tabby"), ("coffee", "espresso")])
 def test_knows_the_pictures_of_scikit_image(demo, picture, name):
-    data = pytest.importorskip("skimage.data")
+    data = pytest.importorskip("skimage.data", reason="needs the extra `demo`: scikit-image")
     x = demo.preprocess(Image.fromarray(getattr(data, picture)()))
     logits = demo.model(jnp.asarray(x)[None])[0]
     assert demo.classes[int(logits.argmax())].split(",")[0] == name
