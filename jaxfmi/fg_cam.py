@@ -1,0 +1,160 @@
+"""FG-CAM: a CAM that is carried down to fine resolution, to the pixels.
+
+A CAM is the sum over channels of components [h, w, K]. FG-CAM does not sum them: it hands them down
+layer by layer, by the rules of relevance propagation, and sums over channels where it arrives.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxfmi import taps
+from jaxfmi.cam import WEIGHTS, Weigh
+from jaxfmi.explainer import (
+    Explainer,
+    Score,
+    Size,
+    activation,
+    activations_and_gradients,
+    asked,
+    explainer,
+    one_layer,
+    per_layer,
+    resolve_size,
+    spatial,
+)
+from jaxfmi.heatmap import divide, resize
+from jaxfmi.lrp import check_place
+from jaxfmi.masks import activation_masks
+from jaxfmi.modules import probability
+from jaxfmi.pending import NORMS, SPLITS, Settings, Split
+from jaxfmi.relevance import INPUT, transport
+from jaxfmi.rules import Bound, every, z_box, z_plus
+from jaxfmi.score_cam import AUTHORS, masked_scores
+
+Base = Weigh | Literal["score_cam"] | str
+
+
+@explainer
+def fg_cam(
+    score: Score,
+    layer: str = "auto",
+    *,
+    at: str | Sequence[str] = INPUT,
+    base: Base = "grad_cam",
+    denoise: float = 0.0,
+    restore_mean: bool = False,
+    positive: bool = False,
+    bounds: tuple[Bound, Bound] = (None, None),
+    norm: Literal["pass", "merge"] = "pass",
+    bias: bool = False,
+    split: Split = "positive",
+    size: Size = "input",
+    chunk: int | None = 32,
+) -> Explainer:
+    """FG-CAM (Qiu, Li, Zhang and Liu, 2023): a CAM at the resolution of another layer, signed.
+
+    The components alpha_k A_k are handed down from ``layer`` to ``at`` by z+ without biases, by
+    z^B with the image's least and largest value in the first layer, through everything else
+    unchanged. Without denoising the map's sum is that of the CAM, and at ``layer`` itself it is the
+    CAM before its ReLU.
+
+    The paper's text was not available to us; as the authors' code, which knows VGG only. Ours, for
+    other networks: sums of branches are split by their positive parts; an activation that is 0
+    receives nothing; where denoising would leave no rank it leaves one.
+
+    Args:
+      score: ``(x [H, W, C], *args) -> scalar``, a logit; for ``base="score_cam"`` a probability.
+      layer: the tag of the components, or ``"auto"``: the last spatial activation.
+      at: where the map is: ``"input"`` for the pixels, or a tag; or several, for a list of maps
+        from one pass.
+      base: what weighs the components: ``"grad_cam"`` or another of the CAM family's, a function
+        ``(a, gradient) -> weights``, or ``"score_cam"``, one evaluation per channel.
+      denoise: keep this share of the components' rank, the authors' 0.1; 0 keeps all.
+      restore_mean: give denoised channels back their mean over positions, which the authors' code
+        takes away.
+      positive: rectify the components first.
+      bounds: low and high for z^B, as the first layer sees pixels; None for the image's own.
+      norm: ``"pass"``, or ``"merge"`` normalisation into the layer before it. The same where all
+        scales are positive and biases are left out.
+      bias: give biases their share, which the pixels then lose.
+      split: at sums of two branches: ``"positive"`` or ``"proportional"``, which is unbounded.
+      size: of the heatmap; None for the resolution of ``at``.
+      chunk: evaluations at a time, for ``"score_cam"``.
+
+    Raises:
+      ValueError: an unknown option; when called, an operation without a rule, or a tag that is not
+        there or that the layer bypasses.
+    """
+    _check(base, denoise, norm, split)
+    score = asked(score, probability) if base == "score_cam" else score
+    low, high = bounds
+    composite = every(z_plus(eps=0.0), first=z_box(low, high, eps=0.0))
+    settings = Settings(composite, norm, bias, split)
+
+    def explain_places(x, *args):
+        name = one_layer(score, layer, x, *args)
+        a, components = _components(score, name, base, chunk, x, *args)
+        components = jax.nn.relu(components) if positive else components
+        components = denoised(components, denoise, restore_mean) if denoise else components
+        places = [at] if isinstance(at, str) else list(at)
+        found = _handed_down(score, name, places, settings, a, components, x, *args)
+        return [resize(found[p].sum(-1), resolve_size(size, x)) for p in places]
+
+    return per_layer(explain_places, at)
+
+
+def denoised(components: jax.Array, share: float, restore_mean: bool = False) -> jax.Array:
+    """Components [h, w, K] at a share of their rank, each channel without its mean.
+
+    By the eigenvectors of the Gram matrix of positions, which is equal to a truncated SVD.
+    """
+    m = components.reshape(-1, components.shape[-1])
+    mean = m.mean(0, keepdims=True)
+    m = m - mean
+    rank = max(1, int(share * min(m.shape)))
+    gram = jnp.matmul(m, m.T, precision="highest")
+    top = jnp.linalg.eigh(gram)[1][:, -rank:]
+    low = jnp.matmul(top, jnp.matmul(top.T, m, precision="highest"), precision="highest")
+    return (low + mean if restore_mean else low).reshape(components.shape)
+
+
+def _components(score, name: str, base: Base, chunk, x, *args) -> tuple[jax.Array, jax.Array]:
+    """The activation [h, w, K] and what the base makes of it, before any sum."""
+    if base == "score_cam":
+        a = activation(score, name, x, *args)
+        masks = activation_masks(a, x.shape[:2])
+        y = masked_scores(score, masks.maps, masks.live, AUTHORS, 0.0, chunk, x, *args)
+        return a, jnp.where(masks.live, y, 0)[None, None] * a
+    weigh: Weigh = WEIGHTS[base] if isinstance(base, str) else base
+    ((a,), (g,)) = activations_and_gradients(score, [name], x, *args)
+    return a, weigh(a, g) * a
+
+
+def _handed_down(score, name, places, settings, a, components, x, *args) -> dict[str, jax.Array]:
+    """The components at every place."""
+    below = [place for place in places if place != name]
+    found = {name: components}
+    if not below:
+        return found
+
+    def features(x):
+        return taps.capture(score, name)(x, *args)[1][name]
+
+    for place in below:
+        check_place(features, place, x, upto=f"layer {name!r}")
+    out, pull = transport(features, x, below, settings, until=name)
+    multiplier = divide(components, a).reshape(out.shape).astype(out.dtype)
+    return found | {p: spatial(p, r) for p, r in pull(multiplier).items()}
+
+
+def _check(base: Base, denoise: float, norm: str, split: str) -> None:
+    if isinstance(base, str) and base not in (*WEIGHTS, "score_cam"):
+        raise ValueError(f"no base {base!r}; there are {', '.join(WEIGHTS)}, score_cam")
+    if not 0 <= denoise <= 1:
+        raise ValueError(f"denoise is a share of the rank, 0 to 1; got {denoise}")
+    for what, given, there in (("norm", norm, NORMS[:2]), ("split", split, SPLITS)):
+        if given not in there:
+            raise ValueError(f"{what} is one of {', '.join(there)}; got {given!r}")

@@ -1,0 +1,246 @@
+"""What every operation of a network does with relevance: the rule that ``rewrite`` is given.
+
+Values that depend on a gate are held in types of this file, and every operation that meets one is
+answered for here: layers are pending until they are complete, gates let the signal take all, sums
+of branches are split, curved functions pass relevance on, and what is linear and homogeneous has
+its own gradient. Everything else is an error.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxfmi.explainer import wide
+from jaxfmi.gradient import is_relu
+from jaxfmi.heatmap import divide
+from jaxfmi.operations import ELEMENTWISE, LAYOUT
+from jaxfmi.pending import PRODUCTS, Pending, Settings, absorbed, begin, linear, one
+from jaxfmi.regrade import passed, regrade
+from jaxfmi.taps import INSIDE, Op
+
+MARK = "jaxfmi: the input"  # the tag of the pixels
+_GATES = ("logistic", "sigmoid", "hard_sigmoid", "tanh", "erf", "erfc")
+_HOMOGENEOUS = LAYOUT | set(
+    """abs adaptive_avg_pool cumsum leaky_relu max max_pool neg reduce_max reduce_min reduce_sum
+    reduce_window_max reduce_window_sum regrade select_n""".split()
+)
+_CONSTANT = ("argmax", "argmin", "eq", "ge", "gt", "is_finite", "le", "lt", "ne", "stop_gradient")
+_POSITIVE = ("abs", "exp", "hard_sigmoid", "logistic", "relu", "relu6", "sigmoid", "softplus")
+
+
+class _Value(NamedTuple):
+    """An array that depends on a gate; its gradient is ruled."""
+
+    array: jax.Array
+    positive: bool = False  # known to have no negative entry
+
+
+class _Pixels(NamedTuple):
+    """The network's input on its way to the first layer."""
+
+    array: jax.Array
+    gate: jax.Array
+
+
+class _Gate(NamedTuple):
+    """A bounded function of a value, which may turn out to multiply another one."""
+
+    array: jax.Array
+    settled: _Value  # as an activation like others
+    positive: bool
+
+
+_HELD = (_Value, _Pixels, _Gate, Pending)
+
+
+def is_held(v) -> bool:
+    """Whether a value depends on a gate."""
+    return isinstance(v, _HELD)
+
+
+class Walk:
+    """The rule for ``rewrite``: answers for every operation that depends on a gate."""
+
+    def __init__(self, gates, settings: Settings, until: str | None, products: int | None):
+        self.gates, self.settings, self.until = gates, settings, until
+        self.products = products  # how many layers there are, None while they are counted
+        self.met, self.reached = 0, None
+
+    def __call__(self, op: Op, *operands):
+        """Answer for an operation, or leave it: ``rewrite`` calls this for each."""
+        if self.reached is not None:  # what follows is of no interest
+            return self.plain(op, operands) if any(map(is_held, operands)) else NotImplemented
+        if op.tag:
+            return self.at_tag(op.tag, operands[0])
+        self.met += op.name in PRODUCTS and any(op.dynamic)
+        if not any(map(is_held, operands)):
+            return NotImplemented
+        return self.answer(op, operands)
+
+    def at_tag(self, name: str, v):
+        """Put the gate on, or stop; other tags are transparent, also for pending layers."""
+        if name == MARK and name in self.gates:
+            return _Pixels(v, self.gates[name])
+        if name in self.gates:
+            v = self.settle(v) if is_held(v) else _Value(v)
+            v = _Value((wide(v.array) * self.gates[name]).astype(v.array.dtype), v.positive)
+        if name == self.until:
+            self.reached = self.array(v)
+        return v
+
+    def answer(self, op: Op, operands):
+        """Find what an operation on held values does with relevance, or raise a ValueError."""
+        held = [i for i, v in enumerate(operands) if is_held(v)]
+        if op.name in PRODUCTS:
+            return self.product(op, operands, held)
+        named = len(operands) == 1 and op.name in ELEMENTWISE | _HOMOGENEOUS
+        if op.opened and not named and op.name not in _HOMOGENEOUS:
+            return NotImplemented
+        if op.primitive == "custom_jvp_call" and not named and op.name not in _HOMOGENEOUS:
+            return INSIDE
+        if op.name in _CONSTANT:
+            return self.plain(op, operands)
+        if (out := absorbed(op, operands, held[0])) is not None:
+            return out
+        if self.met == self.products and self.is_vector(operands):
+            return _values(self.plain(op, operands), False)  # behind all layers: the start
+        for way in (self.through_constant, self.layout, self.activation, self.several):
+            if (out := way(op, operands, held)) is not None:
+                return out
+        if self.products is None and self.is_vector(operands):
+            return _values(self.plain(op, operands), False)
+        raise ValueError(
+            f"relevance has no rule for {op.name!r} of {len(held)} activations, at {op.where}; "
+            "tag a value behind it and explain that, or use a method of gradients"
+        )
+
+    def product(self, op: Op, operands, held):
+        """Begin a layer."""
+        at, kernel = held[0], operands[1 - held[0]]
+        if len(held) != 1 or (at == 1 and op.name != "dot_general"):
+            raise ValueError(f"relevance needs constant kernels, unlike {op.name!r} at {op.where}")
+        if op.params.get("batch_group_count", 1) != 1:
+            raise ValueError(f"relevance has no rule for batch_group_count, at {op.where}")
+        v = operands[at]
+        v = v if isinstance(v, _Pixels) else self.settle(v)
+        gate = v.gate if isinstance(v, _Pixels) else None
+        x = v.array if gate is None else (wide(v.array) * gate).astype(v.array.dtype)
+        signed = not getattr(v, "positive", False)
+        return begin(op, at, x, kernel, gate, signed)
+
+    def through_constant(self, op: Op, operands, held):
+        """Sums and products with a constant."""
+        if op.name not in ("add", "sub", "mul", "div") or len(held) != 1:
+            return None
+        v, c, left = operands[held[0]], operands[1 - held[0]], held[0] == 0
+        if op.name == "div" and not left:
+            return None
+
+        def on(t):
+            return op(t, c) if left else op(c, t)
+
+        if isinstance(v, _Pixels):
+            return v._replace(array=on(v.array))
+        if isinstance(v, _Gate):
+            return _Gate(on(v.array), v.settled, False)
+        v = self.settle(v)
+        if op.name in ("mul", "div"):
+            return _Value(on(v.array), v.positive and _not_negative(c))
+        return _Value(passed(on(v.array), v.array))
+
+    def layout(self, op: Op, operands, held):
+        """Of pixels the gate moves along, and a gate stays a gate."""
+        v = operands[held[0]]
+        if op.name not in LAYOUT or len(held) != 1 or not isinstance(v, _Pixels | _Gate):
+            return None
+        rest = operands[1:]
+        if isinstance(v, _Gate):
+            return _Gate(op(v.array, *rest), _Value(op(v.settled.array, *rest)), v.positive)
+        still = [
+            jnp.zeros_like(c) if jnp.issubdtype(jnp.result_type(c), jnp.floating) else c
+            for c in rest
+        ]
+        if op.name != "convert_element_type":
+            v = v._replace(gate=wide(op(v.gate.astype(v.array.dtype), *still)))
+        return v._replace(array=op(v.array, *rest))
+
+    def activation(self, op: Op, operands, held):
+        """A function of single entries."""
+        if op.name not in ELEMENTWISE or len(held) != 1 or op.name in _HOMOGENEOUS - {"max"}:
+            return None
+        v = self.settle(operands[held[0]])
+        y = one(self.plain(op, operands))
+        if op.name != "relu6" and is_relu(op, *operands):
+            return _Value(y, True)
+        positive = op.name in _POSITIVE
+        out = _Value(passed(y, v.array), positive)
+        return _Gate(y, out, positive) if op.name in _GATES else out
+
+    def several(self, op: Op, operands, held):
+        """Sums of branches, gated values, and all that hands relevance on by its own gradient."""
+        settled = [self.settle(v) if is_held(v) else v for v in operands]
+        positive = all(isinstance(v, _Value) and v.positive for v in settled)
+        if op.name in ("add", "sub", "add_any") and len(held) == 2:
+            return self.branches(op, settled[0].array, settled[1].array, positive)
+        if op.name == "mul" and len(held) == 2:
+            at = [isinstance(v, _Gate) for v in operands]
+            if not any(at):  # a product of two activations
+                return None
+            gate = operands[1 if at[1] else 0]
+            signal = settled[0 if at[1] else 1]
+            gated = op(signal.array, jax.lax.stop_gradient(gate.array))
+            return _Value(gated, signal.positive and gate.positive)
+        if op.name not in _HOMOGENEOUS:
+            return None
+        positive = op.name == "abs" or (positive and op.name != "neg")
+        return _values(self.plain(op, operands), positive)
+
+    def branches(self, op: Op, a, b, positive):
+        """A sum of two branches, in proportion to them or to their positive parts."""
+        y = op(a, b)
+        if self.settings.split == "positive":
+            p = jax.nn.relu(a) + jax.nn.relu(-b if op.name == "sub" else b)
+            y = regrade(y, [(divide(wide(y), wide(p)), p)])
+        return _Value(y, positive and op.name != "sub")
+
+    def settle(self, v) -> _Value:
+        """End what is pending."""
+        if isinstance(v, _Pixels):
+            return _Value((wide(v.array) * v.gate).astype(v.array.dtype))
+        if isinstance(v, _Gate):
+            return v.settled
+        if isinstance(v, Pending):
+            layer = linear(v, self.settings)
+            parts = self.settings.composite(layer)(layer)
+            return _Value(regrade(jax.lax.stop_gradient(v.array), parts))
+        return v
+
+    def array(self, v):
+        """The bare array."""
+        return self.settle(v).array if is_held(v) else v
+
+    def plain(self, op: Op, operands):
+        """The operation with its own gradient."""
+        return op(*map(self.array, operands))
+
+    def is_vector(self, operands) -> bool:
+        """Whether what is computed with has one axis at most, as logits have."""
+        return all(sum(n > 1 for n in jnp.shape(getattr(v, "array", v))) <= 1 for v in operands)
+
+
+def _values(out, positive: bool):
+    """Hold what an operation gave: one array, or a list of them."""
+    if isinstance(out, list | tuple):
+        return [_Value(v, positive) for v in out]
+    return _Value(out, positive)
+
+
+def _not_negative(c) -> bool:
+    return not isinstance(c, Tracer) and bool((np.asarray(c) >= 0).all())
+
+
+def _is_float(c) -> bool:
+    return jnp.issubdtype(jnp.result_type(c), jnp.floating)

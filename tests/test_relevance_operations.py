@@ -1,0 +1,127 @@
+"""Relevance through single operations, and through the architectures that are made of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_relevance import W, X, close, conv, relevance, settings
+
+from jaxfmi import models, rules
+from jaxfmi.modules import functional
+from jaxfmi.pending import Settings
+from jaxfmi.relevance import transport
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+GATED = {
+    "sigmoid": lambda y: y * jax.nn.sigmoid(y.mean((0, 1)))[None, None],
+    "gate first": lambda y: jax.nn.sigmoid(y.mean((0, 1)))[None, None] * y,
+    "hard sigmoid": lambda y: y * jax.nn.hard_sigmoid(y),
+    "silu": jax.nn.silu,
+    "hard swish": jax.nn.hard_swish,
+    "gelu": jax.nn.gelu,
+    "exact gelu": lambda y: jax.nn.gelu(y, approximate=False),
+    "leaky relu": jax.nn.leaky_relu,
+    "relu6": lambda y: jax.nn.relu6(4 * y),
+    "tanh": jnp.tanh,
+    "elu": jax.nn.elu,
+    "softplus": jax.nn.softplus,
+    "average pool": lambda y: nnx.avg_pool(y[None], (3, 3), (2, 2), "SAME"),
+    "global maximum": lambda y: y.max((0, 1)),
+    "selection": lambda y: jnp.where(y > 0, y, 0.1 * y),
+    "layout": lambda y: jnp.concatenate([y.transpose(1, 0, 2)[::-1], y.reshape(10, 13, 4)], 2),
+    "indexing": lambda y: y[1::2, jnp.array([0, 3, 3])],
+    "a cast": lambda y: y.astype(jnp.float32).astype(jnp.float64),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_whatever_passes_relevance_on_conserves_it(name):
+    """Between two layers that conserve it themselves; maxima and casts up to rounding."""
+
+    def f(x):
+        y = GATED[name](conv(x, W))
+        return y.reshape(-1, y.shape[-1]) @ jnp.ones((y.shape[-1], 1))
+
+    composite = rules.every(rules.epsilon(0.0))
+    y, pull = transport(f, jnp.asarray(X), ["input"], settings(composite))
+    total = pull(jnp.ones_like(y))["input"].sum()
+    close(total, y.sum(), 1e-5 if name == "a cast" else 1e-9)
+
+
+@jax.custom_vjp
+def strange(x):
+    return x
+
+
+strange.defvjp(lambda x: (x, None), lambda _, g: (2 * g,))
+UNKNOWN = {
+    "mul": lambda y: y * y[::-1],
+    "div": lambda y: y / y.sum(),
+    "sort": lambda y: jnp.sort(y, 0),
+    "custom_vjp_call|strange": strange,
+    "scan|while": lambda y: jax.lax.fori_loop(0, 2, lambda i, y: y + 1, y),
+    "dot_general": lambda y: y @ y[0].T,
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_operation_without_a_rule_is_an_error_that_names_it(name):
+    def f(x):
+        y = UNKNOWN[name](conv(x, W))
+        return y.reshape(-1).mean()
+
+    where = "not known" if name == "sort" else r"test_relevance_operations\.py"
+    with pytest.raises(ValueError, match=rf"'({name})'.* at .*{where}"):
+        relevance(f, X, rules.every(rules.epsilon()), 1.0)
+
+
+# Real architectures
+
+FAMILIES = (
+    "vgg11_bn resnet18 resnet50 squeezenet1_1 mobilenet_v1 densenet121 cifar_resnet20"
+).split()
+
+
+def without_biases(name):
+    """A network whose biases and running means are 0, and whose scales are not."""
+    apply, params = functional(nnx.eval_shape(lambda: getattr(models, name)(num_classes=4)))
+
+    def fill(path, p):
+        words, key = jax.tree_util.keystr(path), jax.random.key(len(jax.tree_util.keystr(path)))
+        if not jnp.issubdtype(p.dtype, jnp.floating):
+            return jax.random.key(0)
+        if "bias" in words or "mean" in words:
+            return jnp.zeros(p.shape)
+        if "kernel" in words:
+            return jax.random.normal(key, p.shape) * (2 / np.prod(p.shape[:-1])) ** 0.5
+        return jax.random.uniform(key, p.shape, minval=0.5, maxval=1.5)
+
+    return apply, jax.tree.map_with_path(fill, params)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_conserves(name):
+    apply, params = without_biases(name)
+    side = 32 if name.startswith("cifar") else 64
+    x = jnp.asarray(RNG.standard_normal((side, side, 3)))
+
+    def explain(x, params):
+        y, pull = transport(
+            lambda x: apply(params, x[None])[0, 1],
+            x,
+            ["input"],
+            Settings(rules.epsilon_plus_flat(1e-12)),
+        )
+        return y, pull(jnp.ones_like(y))["input"].sum()
+
+    y, total = jax.jit(explain)(x, params)
+    close(total, y, 1e-9)
