@@ -38,11 +38,16 @@ def chunk_mean(f: Callable[..., Any], xs, chunk: int | None) -> Any:
     return jax.tree.map(lambda y: y / n, sums)
 
 
-def _chunk_size(chunk: int | None, xs) -> int:
-    if _length(xs) < 1:
+def check_chunk(chunk: int | None, evaluations: int) -> None:
+    """Raise a ValueError if there is nothing to evaluate, or a chunk is below 1."""
+    if evaluations < 1:
         raise ValueError("nothing to evaluate: steps, samples and the like are at least 1; got 0")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is a number of evaluations at a time, at least 1; got {chunk}")
+
+
+def _chunk_size(chunk: int | None, xs) -> int:
+    check_chunk(chunk, _length(xs))
     return _length(xs) if chunk is None else min(chunk, _length(xs))
 
 

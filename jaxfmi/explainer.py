@@ -29,7 +29,9 @@ Size = Literal["input"] | tuple[int, ...] | None
 """Size of the heatmap: that of the input, a given one, or None for that of the layer."""
 
 P = ParamSpec("P")
-CHECK = "_jaxfmi_check"  # attribute of a score: a function (x, *args) that raises on bad arguments
+CHECK = "_jaxfmi_check"  # attribute of a function: called with its arguments, it raises on bad ones
+LOGITS = "_jaxfmi_logits"  # attribute of a class score: x [H, W, C] -> logits
+FORM = "_jaxfmi_form"  # attribute of a score whose form was left open: form -> score
 HW = (-3, -2)  # the spatial axes of an activation [h, w, K]
 
 
@@ -40,15 +42,16 @@ def explainer(
 
     @functools.wraps(method)
     def checked_method(score: Score, *args: P.args, **options: P.kwargs) -> Explainer:
-        explain = method(_scalar(score), *args, **options)
+        explain, check = method(scalar(score), *args, **options), getattr(score, CHECK, accept)
 
         @functools.wraps(explain)
         def checked(x, *args, **kwargs):
             x = check_image(x)
-            getattr(score, CHECK, _accept)(x, *args)
+            check(x, *args)
             return explain(x, *args, **kwargs)
 
         checked.__name__ = checked.__qualname__ = method.__name__
+        setattr(checked, CHECK, check)
         return checked
 
     return checked_method
@@ -78,13 +81,24 @@ def check_finite(x, what: str) -> None:
         raise ValueError(f"{what} has {np.size(x) - finite.sum()} values that are NaN or infinite")
 
 
-def _accept(*args) -> None:
-    """Accept any arguments: the check of a score that brings none."""
+def accept(*args) -> None:
+    """Accept any arguments: the check of a function that brings none."""
 
 
-def _scalar(score: Score) -> Score:
+def asked(score: Score, of: Callable[..., jax.Array]) -> Score:
+    """The score in the form that a method asks for, such as ``probability``.
+
+    Only where the user left the form open (``batched`` and the command line do, unless told which);
+    another score is what it is.
+    """
+    return scalar(getattr(score, FORM)(of)) if hasattr(score, FORM) else score
+
+
+def scalar(score: Score) -> Score:
+    """Wrap a score so that it raises a ValueError where it gives no single number."""
+
     @functools.wraps(score)
-    def scalar(*args):
+    def checked(*args):
         try:
             y = score(*args)
         except Exception as error:
@@ -101,7 +115,7 @@ def _scalar(score: Score) -> Score:
             )
         return y
 
-    return scalar
+    return checked
 
 
 def layer_names(score: Score, layer: Layers, x, *args) -> list[str]:
@@ -111,9 +125,9 @@ def layer_names(score: Score, layer: Layers, x, *args) -> list[str]:
       ValueError: no layer is asked for; or ``"auto"``, and no tagged value [h, w, K] has both h
         and w above 1.
     """
-    names = [layer] if isinstance(layer, str) else list(layer)
+    names = [layer] if isinstance(layer, str) else list(layer or ())
     if not names:
-        raise ValueError("expected a layer's name, several, or 'auto'; got an empty list")
+        raise ValueError(f"expected a layer's name, several, or 'auto'; got {layer!r}")
     if "auto" not in names:
         return names
     found = taps.tags(score, x, *args)
@@ -156,7 +170,7 @@ def per_layer(explain_layers: Callable[..., list], layer: Layers) -> Explainer:
 
 def activation(score: Score, name: str, x, *args) -> jax.Array:
     """Give the activation [h, w, K] at a tag, in float32 or wider."""
-    return _spatial(name, taps.capture(score, name)(x, *args)[1][name])
+    return spatial(name, taps.capture(score, name)(x, *args)[1][name])
 
 
 def head(score: Score, name: str, x, *args) -> Callable[[jax.Array], jax.Array]:
@@ -183,10 +197,11 @@ def activations_and_gradients(
     shapes = jax.eval_shape(taps.capture(score, *names), x, *args)[1]
     zeros = {name: wide(jnp.zeros(s.shape, s.dtype)) for name, s in shapes.items()}
     grads, found = jax.grad(shifted, has_aux=True)(zeros)
-    return [_spatial(n, found[n]) for n in names], [_spatial(n, grads[n]) for n in names]
+    return [spatial(n, found[n]) for n in names], [spatial(n, grads[n]) for n in names]
 
 
-def _spatial(name: str, a: jax.Array) -> jax.Array:
+def spatial(name: str, a: jax.Array) -> jax.Array:
+    """Give a tagged value as [h, w, K], in float32 or wider, or raise a ValueError."""
     if len(shape := _hwk(a.shape)) != 3 or (a.ndim == 3 and a.shape[0] == 1):
         raise ValueError(
             f"layer {name!r} has shape {a.shape}; expected an activation [h, w, K], with a leading "

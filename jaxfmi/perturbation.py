@@ -1,125 +1,180 @@
-"""Change something, look at the score: methods that need no gradient.
+"""The engine of all methods that change something, run the model again and look at the score.
 
-Ablation-CAM changes an activation, so only the part of the network behind it runs again; occlusion
-changes pixels.
+``scores`` evaluates many variants of one image in chunks of a fixed size: a variant is made inside
+its chunk, those that are not wanted are not computed, neither their number nor the chunk changes
+the result, and their number compiles nothing anew. Under ``vmap`` the variants of all images form
+one stream of full chunks, so that a batch costs as many evaluations as its images need together,
+and memory for one chunk.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
+from jax.extend import core
 
-from jaxfmi.cam import finish
-from jaxfmi.chunks import chunk_map
-from jaxfmi.explainer import (
-    Explainer,
-    Layers,
-    Score,
-    Size,
-    activation,
-    explainer,
-    head,
-    layer_names,
-    per_layer,
-    wide,
-)
-from jaxfmi.multipliers import map_drops
+from jaxfmi.chunks import check_chunk
+from jaxfmi.explainer import wide
+from jaxfmi.references import Baseline, replacement
+
+Group = tuple[Callable[[Any], jax.Array], Any]
+"""``(make, items)``: ``make(item)`` gives a variant, items are stacked on their leading axis."""
 
 
-@explainer
-def ablation_cam(
-    score: Score,
-    layer: Layers = "auto",
+def scores(
+    evaluate: Callable[[jax.Array], jax.Array],
+    groups: Sequence[Group],
+    keep: jax.Array | None = None,
     *,
-    relu: bool = True,
-    size: Size = "input",
-    chunk: int | None = 32,
-) -> Explainer:
-    """Ablation-CAM (Desai and Ramaswamy, 2020): weights (y - y_k) / |y|, y_k without channel k.
-
-    Channel k is set to 0, and y = 0 divides by 1, so that a weight has the sign of the drop.
-    Deviations from pytorch-grad-cam, which divides by y (a negative score turns all signs) and
-    writes ever lower values than 0 where activations are negative. The paper's text was not
-    available to us.
+    chunk: int | None,
+) -> jax.Array:
+    """Give ``evaluate(make(item))`` for every item of every group, one after the other.
 
     Args:
-      score: ``(x [H, W, C], *args) -> scalar``, a logit.
-      layer: a tag, several (then the explainer returns a list of maps), or ``"auto"``.
-      relu: keep the positive part; False for the signed map.
-      size: of the heatmap; None for [h, w].
-      chunk: channels at a time; the cost is the part of the network behind the layer, once each.
-    """
+      evaluate: variant -> scalar.
+      groups: what variants are made from; all variants have one shape, items of different groups
+        need not.
+      keep: [N] bool, which of all items are wanted; None for all.
+      chunk: variants at a time, for a whole batch under ``vmap``; None for all of them.
 
-    def explain_layers(x, *args):
-        maps = []
-        for name in layer_names(score, layer, x, *args):
-            a, rest = activation(score, name, x, *args), head(score, name, x, *args)
-            weights = _drops(a, rest, chunk)
-            maps.append(finish((weights * a).sum(-1), relu, size, x))
-        return maps
-
-    return per_layer(explain_layers, layer)
-
-
-def _drops(a: jax.Array, rest, chunk: int | None) -> jax.Array:
-    """(y - y_k) / |y| for every channel k of ``a`` [h, w, K], [1, 1, K]."""
-    y, drops = rest(a), map_drops(a, jnp.zeros_like(a), rest, chunk)
-    return wide(drops / jnp.where(y == 0, 1, jnp.abs(y)))[None, None]
-
-
-@explainer
-def occlusion(
-    score: Score,
-    *,
-    window: int | tuple[int, int] = 16,
-    stride: int | tuple[int, int] = 8,
-    fill: jax.Array | float = 0.0,
-    chunk: int | None = 32,
-) -> Explainer:
-    """Occlusion (Zeiler and Fergus, 2013): how far the score falls when a window is covered.
-
-    A pixel's value is the mean drop ``score(x) - score(x, window filled)`` over the windows that
-    cover it, signed. Windows start at 0, stride, 2 stride, ...; the last of a row or column is
-    moved back so that it ends at the border, and a window larger than the image is cut to it.
-
-    Args:
-      score: ``(x [H, W, C], *args) -> scalar``.
-      window: height and width in pixels, or one number for both.
-      stride: likewise; a stride beyond the window would leave pixels out.
-      fill: value of covered pixels, in the units of x; broadcasts to [H, W, C].
-      chunk: windows at a time; covered copies of the image exist only for these.
+    Returns:
+      [N], in float32 or wider; 0 where ``keep`` is False. Forward-mode derivatives exist.
 
     Raises:
-      ValueError: a window or stride below 1, or a stride larger than the window.
+      ValueError: no item at all, or ``chunk`` below 1.
     """
-    sides, steps = _pair(window), _pair(stride)
-    if min(steps) < 1 or any(s > w for s, w in zip(steps, sides, strict=True)):
-        raise ValueError(f"expected 1 <= stride <= window, got stride {stride}, window {window}")
-
-    def explain(x, *args):
-        rows, columns = (_windows(*axis) for axis in zip(x.shape[:2], sides, steps, strict=True))
-        cover = jnp.broadcast_to(jnp.asarray(fill, x.dtype), x.shape)
-        y = score(x, *args)
-
-        def drop(window):
-            row, column = window
-            covered = jnp.outer(rows[row], columns[column])[..., None]
-            return y - score(jnp.where(covered, cover, x), *args)
-
-        grid = jnp.indices((len(rows), len(columns))).reshape(2, -1)
-        drops = wide(chunk_map(drop, tuple(grid), chunk).reshape(len(rows), len(columns)))
-        spread = rows.T.astype(drops.dtype) @ drops @ columns.astype(drops.dtype)
-        return spread / jnp.outer(rows.sum(0), columns.sum(0))
-
-    return explain
+    items = [stack for _, stack in groups]
+    counts = [jax.tree.leaves(stack)[0].shape[0] for stack in items]
+    check_chunk(chunk, sum(counts))
+    makers, closed = zip(*(_open(make, _first(stack)) for make, stack in groups), strict=True)
+    variant = jax.eval_shape(makers[0], closed[0], _first(items[0]))
+    finish, around = _open(evaluate, variant)
+    operands = (items, list(closed), around)
+    keep = jnp.ones(sum(counts), bool) if keep is None else keep
+    rows = _Rows(makers, finish, tuple(int(n) for n in np.cumsum([0, *counts])))
+    shared = jax.tree.map(lambda _: True, operands)
+    return _stream(rows, chunk, shared)(keep[None], operands)[0]
 
 
-def _pair(n: int | tuple[int, int]) -> tuple[int, int]:
-    return (n, n) if np.ndim(n) == 0 else n  # type: ignore[return-value]
+def under(x: jax.Array, baseline: Baseline = 0.0) -> Callable[[jax.Array], jax.Array]:
+    """Make ``mask [H, W] -> m x + (1 - m) b``: x where the mask is 1, the baseline where it is 0.
+
+    The baseline is made once, however many masks follow.
+    """
+    nothing = isinstance(baseline, int | float) and baseline == 0
+    b = None if nothing else replacement(baseline, x)
+
+    def masked(mask):
+        m = mask[..., None].astype(x.dtype)
+        return m * x if b is None else m * x + (1 - m) * b
+
+    return masked
 
 
-def _windows(n: int, window: int, stride: int) -> jax.Array:
-    """Which of ``n`` positions each window covers, [windows, n] bool."""
-    window = min(window, n)
-    starts = np.minimum(np.arange(0, n - window + stride, stride), n - window)
-    at = np.arange(n)
-    return jnp.asarray((at >= starts[:, None]) & (at < starts[:, None] + window))
+class _Rows:
+    """What scores single rows ``(image, item)`` of a batch of operands."""
+
+    def __init__(self, makers, finish, offsets: tuple[int, ...]):
+        self.makers, self.finish, self.offsets = makers, finish, offsets
+
+    def __call__(self, image, item, operands, shared) -> jax.Array:
+        """Scores [rows] of the items ``item`` [rows] of the images ``image`` [rows]."""
+        (items, closed, around), (items_shared, closed_shared, around_shared) = operands, shared
+        variants = None
+        for g, make in enumerate(self.makers):
+            at = jnp.clip(item, self.offsets[g], self.offsets[g + 1] - 1) - self.offsets[g]
+            stack = jax.tree.map(
+                lambda v, s, at=at: v[at] if s else v[image, at], items[g], items_shared[g]
+            )
+            values, axes = _per_row(closed[g], closed_shared[g], image)
+            fresh = jax.vmap(make, (axes, 0))
+            if len(self.makers) == 1:
+                variants = fresh(values, stack)
+                break
+            here = (item >= self.offsets[g]) & (item < self.offsets[g + 1])
+            shape = jax.eval_shape(fresh, values, stack)
+            made = jax.lax.cond(
+                here.any(),
+                fresh,
+                lambda *_, shape=shape: jnp.zeros(shape.shape, shape.dtype),
+                values,
+                stack,
+            )
+            where = here.reshape(-1, *(1,) * (made.ndim - 1))
+            variants = made if variants is None else jnp.where(where, made, variants)
+        values, axes = _per_row(around, around_shared, image)
+        return wide(jax.vmap(self.finish, (axes, 0))(values, variants))
+
+
+def _stream(rows: _Rows, chunk: int | None, shared):
+    """Make ``(keep [B, N], operands) -> scores [B, N]``, whose ``vmap`` is a longer stream.
+
+    Operands that are not ``shared`` have the leading axis B.
+    """
+
+    def run(keep, operands):
+        size = keep.size if chunk is None else min(chunk, keep.size)
+        wanted, total = jnp.argsort(~keep.ravel(), stable=True), keep.sum()
+        wanted = jnp.pad(wanted, (0, -keep.size % size))
+
+        def step(state):
+            start, out = state
+            ids = jax.lax.dynamic_slice(wanted, (start,), (size,))
+            valid = start + jnp.arange(size) < total
+            ids = jnp.where(valid, ids, ids[0])
+            fresh = rows(ids // keep.shape[1], ids % keep.shape[1], operands, shared)
+            return start + size, out.at[ids].add(jnp.where(valid, fresh, 0))
+
+        one = jnp.zeros(1, int)
+        kind = jax.eval_shape(lambda o: rows(one, one, o, shared), operands).dtype
+        start = (jnp.zeros((), int), jnp.zeros(keep.size, kind))
+        _, out = jax.lax.while_loop(lambda state: state[0] < total, step, start)
+        return out.reshape(keep.shape)
+
+    stream = custom_vmap(run)
+
+    @stream.def_vmap
+    def merge(size, batched, keep, operands):
+        if not any(jax.tree.leaves(batched)):  # a batch of tangents alone
+            return run(keep, operands), False
+        count = keep.shape[-2]
+
+        def join(value, is_batched, is_shared):
+            if is_shared:
+                return jnp.repeat(value, count, 0) if is_batched else value
+            value = value if is_batched else jnp.broadcast_to(value, (size, *value.shape))
+            return value.reshape(size * count, *value.shape[2:])
+
+        keep_batched, operands_batched = batched
+        still = jax.tree.map(lambda s, b: s and not b, shared, operands_batched)
+        out = _stream(rows, chunk, still)(
+            join(keep, keep_batched, False), jax.tree.map(join, operands, operands_batched, shared)
+        )
+        return out.reshape(size, count, -1), True
+
+    return stream
+
+
+def _open(f: Callable[..., Any], *examples):
+    """Give ``f`` as ``g(closed, *args)``, and what it closes over: ``vmap`` must see that."""
+    traced, out = jax.make_jaxpr(f, return_shape=True)(*examples)
+    tree = jax.tree.structure(out)
+
+    def g(closed, *args):
+        program = core.ClosedJaxpr(traced.jaxpr, closed)
+        return jax.tree.unflatten(tree, core.jaxpr_as_fun(program)(*jax.tree.leaves(args)))
+
+    return g, list(traced.consts)
+
+
+def _first(stack):
+    return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), stack)
+
+
+def _per_row(values, shared, image):
+    """Values for every row, and the axes of a ``vmap`` over rows."""
+    taken = [v if s else v[image] for v, s in zip(values, shared, strict=True)]
+    return taken, [None if s else 0 for s in shared]

@@ -1,106 +1,177 @@
-"""Ablation and occlusion: what is removed, what is counted, and what is not kept in memory."""
+"""The engine: one stream of chunks for a whole batch, whatever is batched or wanted."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference as ref
-import reference_net as net
-from nets import images, tiny, twins
 
 import jaxfmi as jf
-from jaxfmi import class_score, tag
+from jaxfmi.perturbation import scores, under
 
-X = np.random.default_rng(5).standard_normal((6, 8, 2))
-
-
-def close(got, expected, atol=1e-10):
-    np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
-
-
-@pytest.mark.parametrize(
-    ("window", "stride"),
-    [
-        ((2, 2), (2, 2)),  # no remainder
-        ((3, 3), (2, 2)),  # one in the rows and in the columns
-        ((4, 3), (3, 1)),
-        ((6, 8), (6, 8)),  # one window
-        ((1, 1), (1, 1)),
-        ((5, 7), (4, 6)),
-    ],
-)
-@pytest.mark.parametrize("fill", [0.0, -0.7])
-@jax.enable_x64(True)
-def test_occlusion(window, stride, fill):
-    layers, score, _ = twins()
-    expected = ref.occlusion(net.score(layers, 1), X, window, stride, fill)
-    method = jf.occlusion(score, window=window, stride=stride, fill=fill, chunk=5)
-    close(jax.jit(method)(jnp.asarray(X), 1), expected)
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.standard_normal((4, 6, 5, 2)), jnp.float32)
+SMALL = jnp.asarray(RNG.random((4, 7, 6, 5)), jnp.float32)
+LARGE = jnp.asarray(RNG.random((4, 3, 12, 10)), jnp.float32)
+W = jnp.asarray(RNG.standard_normal((6, 5, 2)), jnp.float32)
+KEEP = jnp.asarray(RNG.random((4, 10)) < np.array([[0.1], [0.9], [0.0], [0.5]]))
 
 
-@jax.enable_x64(True)
-def test_occlusion_of_an_additive_score_finds_every_window():
-    x = jnp.asarray(X)
-    got = jf.occlusion(jnp.sum, window=1, stride=1)(x)
-    close(got, X.sum(2))
-    moved = jf.occlusion(lambda v: v[4, 7].sum(), window=2, stride=2)(x)
-    close(moved[4:6, 6:8], X[4, 7].sum())
-    assert not moved[:4].any()
-    assert not moved[:, :6].any()
+def run(x, small, large, keep, w, chunk=4):
+    """Two groups of items of different shapes; the model closes over its weights."""
+    groups = [
+        (under(x), small),
+        (lambda m: under(x)(m[::2, ::2]), large),
+    ]
+    return scores(lambda image: jnp.tanh((image * w).sum()), groups, keep, chunk=chunk)
 
 
-@jax.enable_x64(True)
-def test_a_window_larger_than_the_image_covers_it():
-    x = jnp.asarray(X)
-    close(jf.occlusion(jnp.sum, window=99, stride=50)(x), np.full((6, 8), X.sum()))
-    got = jf.occlusion(jnp.sum, window=(99, 8), stride=(50, 8), fill=1.0)(x)
-    close(got, np.full((6, 8), X.sum() - X.size))
+def expected(x, small, large, keep, w):
+    masks = np.concatenate([small, large[:, ::2, ::2]])
+    return np.where(keep, np.tanh((x[None] * masks[..., None] * w[None]).sum((1, 2, 3))), 0)
 
 
-@jax.enable_x64(True)
-def test_fill_may_be_a_colour_or_an_image():
-    x = jnp.asarray(X)
-    colour = np.array([0.3, -2.0])
-    got = jf.occlusion(jnp.sum, window=1, stride=1, fill=colour)(x)
-    close(got, X.sum(2) - colour.sum())
-    got = jf.occlusion(jnp.sum, window=1, stride=1, fill=X[::-1])(x)
-    close(got, (X - X[::-1]).sum(2))
+def close(got, want):
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("window", "stride"), [(2, 3), ((2, 4), (2, 5)), (2, 0), (0, 1), (-1, -1), ((3, 3), (1, 0))]
-)
-def test_windows_that_leave_pixels_out(window, stride):
-    with pytest.raises(ValueError, match="expected 1 <= stride <= window, got stride"):
-        jf.occlusion(jnp.sum, window=window, stride=stride)
+def all_expected(w=W):
+    rows = zip(X, SMALL, LARGE, KEEP, strict=True)
+    return np.stack([expected(*map(np.asarray, row), np.asarray(w)) for row in rows])
 
 
-@pytest.mark.parametrize("chunk", [0, -3])
-@pytest.mark.parametrize("method", [jf.occlusion, jf.ablation_cam, jf.integrated_gradients])
-def test_chunks_are_at_least_one(method, chunk):
+@pytest.mark.parametrize("chunk", [1, 3, 7, 10, 64, None])
+def test_single_images(chunk):
+    for i in range(4):
+        got = run(X[i], SMALL[i], LARGE[i], KEEP[i], W, chunk)
+        close(got, all_expected()[i])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 40, 64, None])
+def test_batches_of_ragged_counts(chunk):
+    got = jax.jit(jax.vmap(lambda *row: run(*row, W, chunk)))(X, SMALL, LARGE, KEEP)
+    close(got, all_expected())
+
+
+def test_a_batch_of_anything():
+    """Of images alone, of weights that are closed over, of both, in either order."""
+    weights = jnp.stack([W, -2 * W])
+    one = (SMALL[0], LARGE[0], KEEP[1])
+    close(
+        jax.vmap(lambda x: run(x, *one, W))(X),
+        np.stack([expected(*map(np.asarray, (x, *one, W))) for x in X]),
+    )
+    close(
+        jax.vmap(lambda w: run(X[0], *one, w))(weights),
+        np.stack([expected(*map(np.asarray, (X[0], *one, w))) for w in weights]),
+    )
+    both = jax.vmap(lambda w: jax.vmap(lambda *row: run(*row, w))(X, SMALL, LARGE, KEEP))(weights)
+    close(both, np.stack([all_expected(w) for w in weights]))
+    turned = jax.vmap(lambda x: jax.vmap(lambda w: run(x, *one, w))(weights))(X)
+    want = [[expected(*map(np.asarray, (x, *one, w))) for w in weights] for x in X]
+    close(turned, np.array(want))
+
+
+@pytest.mark.parametrize(("chunk", "chunks"), [(1, 16), (4, 4), (5, 4), (16, 1), (None, 1)])
+def test_a_batch_is_one_stream_of_full_chunks(chunk, chunks):
+    calls = []
+
+    def evaluate(image):
+        jax.debug.callback(lambda _: calls.append(1), image[0, 0, 0])
+        return image.sum()
+
+    keep = jnp.arange(40).reshape(4, 10) % 5 < 2
+
+    def explain(x, keep):
+        return scores(evaluate, [(lambda i: x * i, jnp.arange(10.0))], keep, chunk=chunk)
+
+    jax.jit(jax.vmap(explain))(X, keep)
+    jax.effects_barrier()
+    assert len(calls) == chunks * (chunk or 40)
+
+
+def test_another_count_does_not_recompile():
+    run_jit = jax.jit(run)
+    for i in range(4):
+        run_jit(X[i], SMALL[i], LARGE[i], KEEP[i], W)
+    assert run_jit._cache_size() == 1
+
+
+def test_what_is_not_wanted_is_not_evaluated():
+    def evaluate(v):
+        return 1 / v
+
+    with jax.debug_nans(True):
+        got = scores(
+            evaluate,
+            [(lambda v: v, jnp.array([0.0, 2.0, 0.0, 4.0]))],
+            jnp.array([False, True, False, True]),
+            chunk=3,
+        )
+    close(got, [0, 0.5, 0, 0.25])
+    assert not scores(evaluate, [(lambda v: v, jnp.zeros(3))], jnp.zeros(3, bool), chunk=2).any()
+
+
+def test_memory_is_that_of_a_chunk():
+    """Not of 8 images with 100 masks each."""
+    x, masks = jnp.ones((8, 64, 64, 3)), jnp.ones((8, 100, 4, 4))
+
+    def explain(x, masks):
+        def masked(m):
+            return under(x)(jnp.repeat(jnp.repeat(m, 16, 0), 16, 1))
+
+        return scores(lambda v: jnp.sin(v).sum(), [(masked, masks)], chunk=4)
+
+    compiled = jax.jit(jax.vmap(explain)).lower(x, masks).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 16 * x[0].size * 4
+
+
+@pytest.mark.parametrize("over", [(0,), (None,)])
+def test_forward_derivatives(over):
+    w = W if over == (None,) else jnp.stack([W] * 4)
+
+    def f(x, w):
+        return run(x, SMALL[0], LARGE[0], KEEP[1], w)
+
+    got = jax.vmap(lambda x, w: jax.jvp(f, (x, w), (x, w))[1], (0, *over))(X, w)
+    step = 1e-3
+    up, down = (jax.vmap(f, (0, *over))(X * (1 + s), w * (1 + s)) for s in (step, -step))
+    np.testing.assert_allclose(got, (up - down) / (2 * step), atol=2e-3)
+    tangents = jax.vmap(lambda t: jax.jvp(lambda x: f(x, W), (X[0],), (t,))[1])(X)
+    assert tangents.shape == (4, 10)
+
+
+@pytest.mark.parametrize("chunk", [0, -2])
+def test_chunks_are_at_least_one(chunk):
     with pytest.raises(ValueError, match=f"at least 1; got {chunk}"):
-        method(class_score(tiny("nnx")), chunk=chunk)(images(1)[0], 1)
+        scores(jnp.sum, [(lambda v: v, jnp.ones((3, 2)))], chunk=chunk)
 
 
-def test_covered_images_are_never_all_there():
-    """400 windows over 40 x 40: a chunk of 4 copies at a time, not 400."""
-    x = jnp.ones((40, 40, 3))
-    for chunk in (4, 50):
-        method = jf.occlusion(lambda v: (v**2).sum(), window=2, stride=2, chunk=chunk)
-        temporary = jax.jit(method).lower(x).compile().memory_analysis().temp_size_in_bytes
-        assert temporary < 4 * 4 * chunk * x.size
+def test_something_to_evaluate():
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        scores(jnp.sum, [(lambda v: v, jnp.ones((0, 2)))], chunk=1)
 
 
-def test_removed_channels_are_never_all_there():
-    x = jnp.ones((40, 40, 64))
-    score = lambda v: (tag(v, "a") ** 2).sum() ** 0.5  # noqa: E731
-    method = jf.ablation_cam(score, "a", chunk=2)
-    temporary = jax.jit(method).lower(x).compile().memory_analysis().temp_size_in_bytes
-    assert temporary < 64 * x.size  # 16 copies of the activation, of 64
+@pytest.mark.parametrize("baseline", [0.0, -1.5, jnp.ones((6, 5, 2)), lambda x: x[::-1]])
+def test_what_is_shown_under_a_mask(baseline):
+    x, mask = X[0], SMALL[0, 0]
+    other = baseline(x) if callable(baseline) else baseline
+    m = mask[..., None]
+    close(under(x, baseline)(mask), m * x + (1 - m) * other)
+    assert under(x.astype(jnp.bfloat16), baseline)(mask).dtype == jnp.bfloat16
 
 
-def test_ablation_of_negative_activations_removes_them():
-    """A channel is set to 0 even where it is below: pytorch-grad-cam sinks it further."""
-    a = -jnp.ones((2, 2, 3))
-    got = jf.ablation_cam(lambda v: tag(v, "a").sum(), "a", relu=False)(a)
-    close(got, 12 * (-4 / 12) * -np.ones((2, 2)) / 4)
+def test_a_baseline_is_made_once_per_image():
+    made = []
+
+    def baseline(x):
+        jax.debug.callback(lambda _: made.append(1), x[0, 0, 0])
+        return x[::-1]
+
+    def explain(x):
+        return jf.rise(lambda x: x.sum(), samples=9, cells=3, baseline=baseline, chunk=2)(
+            x, key=jax.random.key(0)
+        )
+
+    jax.vmap(explain)(X[:3])
+    jax.effects_barrier()
+    assert len(made) == 3
