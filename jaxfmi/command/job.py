@@ -7,7 +7,7 @@ the others.
 
 import inspect
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,25 +18,27 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxfmi import log_odds, logit, probability
+from jaxfmi import log_odds, logit, probability, sise_layers
 from jaxfmi.batched import batched
 from jaxfmi.command.files import Results, read_picture, unique_stems
-from jaxfmi.command.methods import METHODS, build, pick, settings
+from jaxfmi.command.methods import METHODS, Method, build, form, settings
 from jaxfmi.command.networks import Network, find_class, layers
+from jaxfmi.command.words import pick
 from jaxfmi.explainer import Explainer, Score
 from jaxfmi.modules import class_score
 from jaxfmi.report import lay
 from jaxfmi.taps import listing, suggestion
 
 Batched = Callable[..., np.ndarray]
-SCORES = {f.__name__: f for f in (logit, probability, log_odds)}
+AUTO = "auto"
+SCORES = {AUTO: None} | {f.__name__: f for f in (logit, probability, log_odds)}
 
 
 class Step(NamedTuple):
-    """A method at one of its layers: a map for every picture and class."""
+    """A method at one of its layers, or at all of them: a map for every picture and class."""
 
     method: str
-    layer: str | None
+    layer: str | tuple[str, ...] | None
     options: dict[str, Any]
     make: Callable[[Score], Explainer]
 
@@ -47,7 +49,7 @@ class Job:
 
     network: Network
     steps: list[Step]
-    score: str = "logit"
+    score: str = AUTO
     targets: tuple[int, ...] = ()
     top_k: int = 1
     batch_size: int = 16
@@ -68,26 +70,27 @@ def plan(
     *,
     layer: Sequence[str] = ("auto",),
     options: Iterable[str] = (),
-    score: str = "logit",
+    score: str = AUTO,
     targets: Iterable[str] = (),
     top_k: int = 1,
     batch_size: int = 16,
     seed: int = 0,
+    table: Mapping[str, Method] = METHODS,
 ) -> Job:
     """Turn the words of a command into a job.
 
     Raises:
       ValueError: an unknown method, layer, option, score or class, each with what there is.
     """
-    chosen = [pick("method", name, METHODS) for name in dict.fromkeys(methods)]
-    found = settings(chosen, options)
+    chosen = [pick("method", name, table) for name in dict.fromkeys(methods)]
+    found = settings(chosen, options, table)
     names = _layers(network, layer)
-    if list(layer) != ["auto"] and not any(METHODS[name].layered for name in chosen):
+    if list(layer) != ["auto"] and not any(table[n].layered or table[n].fused for n in chosen):
         raise ValueError(f"--layer is for methods that explain a layer; {', '.join(chosen)} do not")
     steps = [
-        Step(name, place, found[name], _seeded(build(name, found[name], place), seed))
+        Step(name, place, found[name], _seeded(build(name, found[name], place, table), seed))
         for name in chosen
-        for place in (names if METHODS[name].layered else [None])
+        for place in _places(network, table[name], names, layer)
     ]
     classes = tuple(dict.fromkeys(find_class(t, network.classes) for t in targets))
     if not 1 <= top_k <= len(network.classes):
@@ -121,13 +124,12 @@ def logits(job: Job, size: int) -> Batched:
     return batched(lambda score: score, job.network.model, batch_size=size, of=lambda z: z)
 
 
-def explainers(job: Job, size: int) -> list[Batched]:
-    """For every step ``(inputs [N, H, W, 3], labels [N], places [N]) -> maps [N, H, W]``.
+def explainer(job: Job, step: Step, size: int) -> Batched:
+    """``(inputs [N, H, W, 3], labels [N], places [N]) -> maps [N, H, W]``, ``size`` at a time.
 
     A picture's place seeds its noise, so that a map does not depend on the batch around it.
     """
-    network, of = job.network, SCORES[job.score]
-    return [batched(step.make, network.model, batch_size=size, of=of) for step in job.steps]
+    return batched(step.make, job.network.model, batch_size=size, of=SCORES[job.score])
 
 
 def run(
@@ -151,7 +153,8 @@ def run(
     """
     results = Results(out, _head(job, command))
     size = min(job.batch_size, len(paths))
-    classify, explain = logits(job, size), explainers(job, size * (len(job.targets) or job.top_k))
+    maps = size * (len(job.targets) or job.top_k)
+    classify, explain = logits(job, size), [explainer(job, step, maps) for step in job.steps]
     stems = unique_stems(paths)
     try:
         for start in range(0, len(paths), size):
@@ -172,6 +175,21 @@ def _layers(network: Network, wanted: Sequence[str]) -> list[str]:
             hint = suggestion(name, there)
             raise ValueError(f"no layer {name!r}{hint}; there are {listing(there)}")
     return list(dict.fromkeys(auto if name == "auto" else name for name in wanted))
+
+
+def _places(
+    network: Network, method: Method, names: list[str], wanted: Sequence[str]
+) -> Sequence[str | tuple[str, ...] | None]:
+    """What a method is made at: each layer by itself, all of them, or nothing."""
+    if method.fused:
+        return [tuple(names) if list(wanted) != [AUTO] else fused_layers(network)]
+    return names if method.layered else [None]
+
+
+def fused_layers(network: Network) -> tuple[str, ...]:
+    """The layers that ``"auto"`` is for methods that fuse several."""
+    x = jnp.zeros((*network.preprocess.size, 3))
+    return tuple(sise_layers(class_score(network.model), x, 0))
 
 
 def _seeded(make: Callable[[Score], Explainer], seed: int) -> Callable[[Score], Explainer]:
@@ -227,7 +245,7 @@ def _explain(
 
 def _file_name(job: Job, step: Step, stem: str, label: int) -> str:
     parts = [stem, str(label), step.method]
-    if step.layer and len({s.layer for s in job.steps if s.layer}) > 1:
+    if isinstance(step.layer, str) and len({s.layer for s in job.steps if s.layer}) > 1:
         parts.append(step.layer.replace("/", "-"))
     return ".".join(parts)
 
@@ -244,6 +262,8 @@ def _write(
 
 
 def _entry(job: Job, step: Step, picture: Picture, label: int, z, heatmap) -> dict[str, Any]:
+    kind = form(step.make) if job.score == AUTO else job.score
+    value = (SCORES[kind] or logit)(jnp.asarray(z), label)
     return {
         "image": str(picture.path),
         "picture_size": [picture.image.height, picture.image.width],
@@ -251,7 +271,7 @@ def _entry(job: Job, step: Step, picture: Picture, label: int, z, heatmap) -> di
         "options": step.options,
         "layer": step.layer,
         "target": {"index": label, "name": job.network.classes[label]},
-        "score": {"kind": job.score, "value": _number(SCORES[job.score](jnp.asarray(z), label))},
+        "score": {"kind": kind, "value": _number(value)},
         "probability": _number(probability(jnp.asarray(z), label)),
         "minimum": _number(heatmap.min()),
         "maximum": _number(heatmap.max()),

@@ -1,60 +1,67 @@
 """The methods by name: one table that the command line, the README and the benchmarks share.
 
 The library has no registry; functions are imported. A command has only words, and this is where
-words become functions, and options become what functions take. A new method is one row.
+words become functions, and options become what functions take (`words.py` reads single ones). A
+new method is one row.
 """
 
-import ast
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from types import ModuleType, UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple
 
 from jaxfmi import (
     ablation_cam,
+    ada_sise,
     afmi,
     cam,
+    clrp,
+    controls,
     deconvnet,
     eigen_cam,
     eigen_grad_cam,
+    excitation_backprop,
+    extremal_perturbation,
+    fd_cam,
+    fg_cam,
     full_grad,
     grad_cam,
     grad_cam_pp,
+    group_cam,
     guided_backprop,
     guided_grad_cam,
     hires_cam,
     input_x_gradient,
     integrated_gradients,
+    is_cam,
     layer_cam,
-    multipliers,
+    lrp,
     occlusion,
-    reductions,
-    references,
+    recipro_cam,
+    relevance_cam,
+    rise,
     saliency,
+    score_cam,
+    sglrp,
+    sise,
     smooth_grad,
+    ss_cam,
     xgrad_cam,
 )
-from jaxfmi.explainer import Explainer, Score
-from jaxfmi.gradient import absolute_maximum, channel_sum
-from jaxfmi.taps import suggestion
-
-
-class Words(NamedTuple):
-    """The values of an option that have names, and the functions that make others of them."""
-
-    named: Mapping[str, Any]
-    makers: Mapping[str, Callable[..., Any]] = {}
-
-    def read(self, text: str) -> Any:
-        """The value that a name (``path``) or a call (``path(steps=64)``) stands for."""
-        name, call, inside = text.partition("(")
-        if not call:
-            return self.named[pick("value", name, self.named)]
-        maker = self.makers[pick("value with settings", name, self.makers)]
-        known = inspect.signature(maker).parameters
-        parts = inside.strip().removesuffix(")").split(",")
-        given = dict(assignment(part) for part in parts if part.strip())
-        return maker(**{pick("setting", k, known, name): v for k, v in given.items()})
+from jaxfmi.command.choices import (
+    AFMI,
+    EXTREMAL,
+    FG_CAM,
+    GROUPS,
+    LAYER,
+    LRP,
+    PIXEL,
+    RISE,
+    SCORED,
+    SISE,
+)
+from jaxfmi.command.words import Row, Words, assignment, defaults, pick
+from jaxfmi.command.words import kinds as kinds_of
+from jaxfmi.explainer import FORM, Explainer, Score
 
 
 class Method(NamedTuple):
@@ -77,9 +84,14 @@ class Method(NamedTuple):
         return "layer" in self.parameters
 
     @property
+    def fused(self) -> bool:
+        """Whether it makes one map of several layers."""
+        return "layers" in self.parameters
+
+    @property
     def options(self) -> dict[str, Any]:
         """Its options with their defaults."""
-        return {k: p.default for k, p in self.parameters.items() if k != "layer"}
+        return defaults(self.parameters)
 
 
 def smooth_saliency(
@@ -88,20 +100,6 @@ def smooth_saliency(
     """SmoothGrad around saliency, the pair that its paper shows."""
     return smooth_grad(saliency(score), noise=noise, samples=samples, chunk=chunk)
 
-
-def _words(module: ModuleType) -> Words:
-    """The names of a module of options; where one differs from the attribute, that makes it."""
-    makers = {k: getattr(module, k) for k, v in module.NAMED.items() if getattr(module, k) is not v}
-    return Words(module.NAMED, makers)
-
-
-LAYER = {"size": Words({"input": "input"})}
-AFMI = LAYER | {
-    "reference": _words(references),
-    "multiplier": _words(multipliers),
-    "reduce": _words(reductions),
-}
-PIXEL = {"reduce": Words({f.__name__: f for f in (absolute_maximum, channel_sum)})}
 
 METHODS: dict[str, Method] = {
     "cam": Method(cam, "Zhou et al. 2016", "1 gradient of the head", LAYER, signed=True),
@@ -120,6 +118,26 @@ METHODS: dict[str, Method] = {
     ),
     "ablation_cam": Method(
         ablation_cam, "Desai and Ramaswamy 2020", "the head once per channel", LAYER
+    ),
+    "recipro_cam": Method(
+        recipro_cam, "Byun and Lee 2022", "the head once per position", LAYER, signed=True
+    ),
+    "fd_cam": Method(
+        fd_cam, "Li et al. 2022", "the head twice per channel, 1 gradient of it", LAYER
+    ),
+    "score_cam": Method(
+        score_cam,
+        "Wang et al. 2020",
+        "1 forward pass per channel",
+        SCORED,
+    ),
+    "ss_cam": Method(ss_cam, "Wang et al. 2020", "35 forward passes (samples) per channel", LAYER),
+    "is_cam": Method(is_cam, "Naidu et al. 2020", "10 forward passes (steps) per channel", LAYER),
+    "group_cam": Method(
+        group_cam,
+        "Zhang et al. 2021",
+        "1 gradient, 32 forward passes (groups)",
+        GROUPS,
     ),
     "afmi": Method(
         afmi, "Zhang et al. 2021, reconstructed", "32 gradients of the head", AFMI, signed=True
@@ -140,93 +158,125 @@ METHODS: dict[str, Method] = {
     ),
     "deconvnet": Method(deconvnet, "Zeiler and Fergus 2013", "1 gradient", PIXEL, signed=True),
     "full_grad": Method(full_grad, "Srinivas and Fleuret 2019", "1 gradient", LAYER),
+    "lrp": Method(lrp, "Bach et al. 2015", "1 forward, 1 backward pass of rules", LRP, signed=True),
+    "clrp": Method(clrp, "Gu et al. 2018", "as lrp, 2 backward passes", LRP, signed=True),
+    "sglrp": Method(sglrp, "Iwana et al. 2019", "as lrp, 2 backward passes", LRP, signed=True),
+    "excitation_backprop": Method(
+        excitation_backprop, "Zhang et al. 2016", "as lrp", LRP, signed=True
+    ),
+    "relevance_cam": Method(relevance_cam, "Lee et al. 2021", "as lrp", LRP, signed=True),
+    "fg_cam": Method(
+        fg_cam, "Qiu et al. 2023", "1 gradient of the head, as lrp", FG_CAM, signed=True
+    ),
     "occlusion": Method(
         occlusion, "Zeiler and Fergus 2013", "1 forward pass per window", signed=True
     ),
+    "rise": Method(
+        rise,
+        "Petsiuk et al. 2018",
+        "4000 forward passes (samples)",
+        RISE,
+    ),
+    "extremal_perturbation": Method(
+        extremal_perturbation,
+        "Fong et al. 2019",
+        "800 gradients (iterations) per area",
+        EXTREMAL,
+    ),
+    "sise": Method(
+        sise,
+        "Sattarzadeh et al. 2021",
+        "1 gradient, 1 forward pass per map selected",
+        SISE,
+    ),
+    "ada_sise": Method(
+        ada_sise,
+        "Sudhakar et al. 2021, reconstructed",
+        "1 gradient, 1 forward pass per map selected",
+        SISE,
+    ),
+}
+
+#: No methods: maps that ignore the network, for ``jaxfmi evaluate`` to compare with.
+CONTROLS: dict[str, Method] = {
+    "random_map": Method(controls.random_map, "control", "nothing"),
+    "centre_gaussian": Method(controls.centre_gaussian, "control", "nothing"),
+    "edge_map": Method(controls.edge_map, "control", "nothing"),
 }
 
 
-def pick(kind: str, name: str, there: Iterable[str], of: str = "") -> str:
-    """Give back ``name`` if it is there, a ``kind`` of something.
-
-    Raises:
-      ValueError: it is not; says which name comes close and which there are.
-    """
-    names = list(there)
-    if name in names:
-        return name
-    what = f"there are {', '.join(names)}" if names else "there is none"
-    start = f"{of} has no" if of else "no"
-    raise ValueError(f"{start} {kind} {name!r}{suggestion(name, names)}; {what}")
-
-
-def value(text: str) -> Any:
-    """Read a word of the command line: a number, true, false, none, ``7,7``; or else a string."""
-    constants = {"true": True, "false": False, "none": None, "null": None}
-    if text.strip().lower() in constants:
-        return constants[text.strip().lower()]
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return text.strip()
-
-
-def assignment(text: str) -> tuple[str, Any]:
-    """Split ``name=value`` and read the value.
-
-    Raises:
-      ValueError: there is no ``=``, or nothing before it.
-    """
-    name, equals, word = text.partition("=")
-    if not equals or not name.strip():
-        raise ValueError(f"expected name=value, got {text!r}")
-    return name.strip(), value(word)
-
-
-def settings(chosen: Iterable[str], options: Iterable[str]) -> dict[str, dict[str, Any]]:
+def settings(
+    chosen: Iterable[str],
+    options: Iterable[str],
+    table: Mapping[str, Row] = METHODS,
+    kind: str = "method",
+) -> dict[str, dict[str, Any]]:
     """Distribute words ``[METHOD.]name=value`` to the chosen methods: all options by method.
 
     Defaults are included. Values are numbers and the like, or names, as JSON has them; ``build``
     turns names into functions. Without METHOD an option goes to every chosen method that has it.
 
+    Args:
+      chosen: names of rows.
+      options: the words.
+      table: the rows by name.
+      kind: what a row is, for errors.
+
     Raises:
       ValueError: a method that was not chosen, an option that none of those meant has, or a value
         that the option can't have.
     """
-    found = {name: {k: _name(name, k) for k in METHODS[name].options} for name in chosen}
+    found = {n: {k: _name(table[n], k) for k in table[n].options} for n in chosen}
     for text in options:
         key, given = assignment(text)
         method, dot, option = key.rpartition(".")
-        meant = [pick("chosen method", method, found)] if dot else list(found)
+        meant = [pick(f"chosen {kind}", method, found)] if dot else list(found)
         there = dict.fromkeys(k for name in meant for k in found[name])
         pick("option", option, there, ", ".join(meant))
         for name in meant:
             if option in found[name]:
                 found[name][option] = given
-                read(name, option, given)
+                read(name, option, given, table)
     return found
 
 
-def build(name: str, options: Mapping[str, Any], layer: str | None) -> Callable[[Score], Explainer]:
-    """Make ``score -> explainer`` from a method's name, its options, and a layer if it has one."""
-    values = {k: read(name, k, v) for k, v in options.items()}
-    place = {} if layer is None else {"layer": layer}
-    return lambda score: METHODS[name].make(score, **place, **values)
+def build(
+    name: str,
+    options: Mapping[str, Any],
+    layer: str | tuple[str, ...] | None,
+    table: Mapping[str, Method] = METHODS,
+) -> Callable[[Score], Explainer]:
+    """Make ``score -> explainer`` from a method's name, its options, and its layers if it has."""
+    values = {k: read(name, k, v, table) for k, v in options.items()}
+    place = {} if layer is None else {"layers" if table[name].fused else "layer": layer}
+    return lambda score: table[name].make(score, **place, **values)
 
 
-def read(name: str, option: str, given: Any) -> Any:
+def form(make: Callable[[Score], Explainer]) -> str:
+    """The form of the score that a method asks for, once it has its options."""
+    forms = ["logit"]
+
+    def probe(*args):
+        raise NotImplementedError
+
+    setattr(probe, FORM, lambda of: forms.append(of.__name__) or probe)
+    make(probe)
+    return forms[-1]
+
+
+def read(name: str, option: str, given: Any, table: Mapping[str, Row] = METHODS) -> Any:
     """The value of a method's option, where ``given`` may be the name of one.
 
     Raises:
       ValueError: it has no such value, or is a count below 1.
     """
-    words = METHODS[name].words.get(option, Words({}))
+    words = table[name].words.get(option, Words({}))
     if isinstance(given, str) and words.named:
         try:
             return words.read(given)
         except ValueError as error:
             raise ValueError(f"{option} of {name}: {error}") from error
-    kinds = _kinds(METHODS[name].parameters[option].annotation)
+    kinds = kinds_of(table[name].parameters[option].annotation)
     if type(given) not in kinds and not (type(given) is int and float in kinds):
         there = [*words.named, *("none" if k is type(None) else k.__name__ for k in kinds)]
         raise ValueError(f"{option} of {name} can't be {given!r}; it is {' or '.join(there)}")
@@ -236,15 +286,8 @@ def read(name: str, option: str, given: Any) -> Any:
     return given
 
 
-def _name(name: str, option: str) -> Any:
+def _name(row: Row, option: str) -> Any:
     """An option's default; its name, where it has one."""
-    default = METHODS[name].options[option]
-    words = METHODS[name].words.get(option, Words({}))
+    default = row.options[option]
+    words = row.words.get(option, Words({}))
     return next((text for text, v in words.named.items() if v is default), default)
-
-
-def _kinds(annotation: Any) -> list[type]:
-    """The plain types that an annotation allows: ``int | None`` is int and NoneType."""
-    union = get_origin(annotation) in (UnionType, Union)
-    kinds = [get_origin(a) or a for a in (get_args(annotation) if union else (annotation,))]
-    return [k for k in kinds if k in (bool, int, float, tuple, type(None))]

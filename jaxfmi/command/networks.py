@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from jaxfmi import taps
-from jaxfmi.command.methods import assignment, pick, value
+from jaxfmi.command.words import assignment, pick, value
 from jaxfmi.explainer import layer_names
 from jaxfmi.models import CAFFE, CIFAR, IMAGENET, MODELS, TENSORFLOW, Preprocess, load, pretrained
 from jaxfmi.models.demo import WEIGHTS, demo_model
