@@ -8,6 +8,7 @@ Weights are random: they change no cost. All programs take them as arguments.
 """
 
 import argparse
+import inspect
 import sys
 import tempfile
 from pathlib import Path
@@ -107,10 +108,11 @@ def memory(name: str, options) -> list[dict]:
     rows = []
     for method_name, method in METHODS.items():
         place = {"layer": "stage4"} if method.layered else {}
-        key = {"key": jax.random.key(0)} if method_name == "smooth_grad" else {}
 
-        def batch(params, images, labels, method=method, place=place, key=key):
-            explain = method.make(class_score((apply, params)), **place)
+        def batch(params, images, labels, method=method, place=place):
+            explain = method.make(class_score((apply, params), None), **place)
+            random = "key" in inspect.signature(explain).parameters
+            key = {"key": jax.random.key(0)} if random else {}
             return jax.vmap(lambda x, label: explain(x, label, **key))(images, labels)
 
         analysis = jax.jit(batch).lower(params, images, labels).compile().memory_analysis()

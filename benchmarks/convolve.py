@@ -1,0 +1,69 @@
+"""What `convolve` saves against XLA's convolutions: pointwise and depthwise ones.
+
+    python benchmarks/convolve.py
+
+The convolutions are those of SqueezeNet and MobileNetV2 at 224 x 224 pixels, 16 images.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+from measure import alternate, report, summary
+
+from jaxfmi.models.layers import convolve
+
+POINTWISE = ((55, 96, 16), (55, 16, 64), (27, 256, 32), (13, 512, 1000), (7, 320, 1280))
+DEPTHWISE = ((112, 32, 1), (112, 96, 2), (56, 144, 1), (28, 192, 1), (14, 576, 1), (7, 960, 1))
+LAYOUT = {
+    "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+    "lhs_dilation": (1, 1),
+    "rhs_dilation": (1, 1),
+    "precision": None,
+}
+
+
+def contestant(conv, gradient: bool, x: jax.Array, kernel: jax.Array, stride: int):
+    """A compiled run of `conv`, or of the gradient of its squares, without arguments."""
+    layout = LAYOUT | {"feature_group_count": x.shape[-1] // kernel.shape[2]}
+
+    def apply(x, kernel):
+        return conv(x, kernel, (stride, stride), "SAME", **layout)
+
+    program = jax.jit(jax.grad(lambda *a: jnp.sum(apply(*a) ** 2)) if gradient else apply)
+    return lambda: program(x, kernel)
+
+
+def cases():
+    """The name, the input's shape, the kernel's shape and the stride of each convolution."""
+    for side, inputs, outputs in POINTWISE:
+        yield f"1×1 to {outputs}", (16, side, side, inputs), (1, 1, inputs, outputs), 1
+    for side, channels, stride in DEPTHWISE:
+        name = f"3×3 depthwise, stride {stride}"
+        yield name, (16, side, side, channels), (3, 3, 1, channels), stride
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    rows = []
+    for name, shape, window, stride in cases():
+        x = jax.random.normal(jax.random.key(0), shape)
+        kernel = jax.random.normal(jax.random.key(1), window)
+        for what, gradient in (("forward", False), ("and gradient", True)):
+            both = {"XLA": jax.lax.conv_general_dilated, "convolve": convolve}
+            programs = {n: contestant(f, gradient, x, kernel, stride) for n, f in both.items()}
+            times = summary(alternate(programs, runs), against="convolve")
+            seconds = {f"{n} s": times[n]["seconds"] for n in both}
+            given = "×".join(map(str, shape[1:]))
+            rows.append(
+                {"convolution": name, "input": given, "what": what}
+                | seconds
+                | {"ratio": times["XLA"]["ratio"]}
+            )
+    report("convolve", rows, runs=runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The leaderboard: all methods on three networks with real weights and real pictures.
+
+    python benchmarks/leaderboard.py                     # computes what is missing, writes all
+    python benchmarks/leaderboard.py --again grad_cam    # after a change of a method
+
+Whoever adds a method runs the first line and commits what changed: rows that are there stay as they
+are. Needs the folder ``shared`` beside the checkout; about an hour and a half on two cores.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxfmi.command import datasets, networks, tables
+from jaxfmi.command.evaluation import ALL, EXPLAINERS, plan_evaluation
+from jaxfmi.command.execute import resume, run
+from jaxfmi.command.leaderboard import LEGEND, Standing, write
+from jaxfmi.command.terminal import FAILED, bar, complain
+
+HERE = Path(__file__).parent
+DATA = HERE.parents[1] / "shared" / "data"
+OUT = HERE / "leaderboard"
+PER_CLASS = 40  # pictures of CIFAR
+# As many steps at a time as there are: in a loop XLA's convolutions on a CPU cost four times more.
+FEWER = ("integrated_gradients.steps=8", "smooth_grad.samples=8", "smooth_grad.chunk=8")
+# What costs a network's evaluation per feature map is for fewer pictures, or for CIFAR-10 only.
+MASKS = ("rise.samples=1000", "extremal_perturbation.iterations=100")
+SELDOM = ("sise=8", "ada_sise=8", "score_cam=16", "rise=16", "extremal_perturbation=80")
+WITHOUT = ("ss_cam", "is_cam")
+WINDOWS = ("occlusion.window=75", "occlusion.stride=38", "occlusion.chunk=4")
+CURVES = ("deletion.steps", "insertion.steps")
+STEPS = 8  # of the curves
+EVERY, EVERY_CIFAR = 8, 2  # curves are for one picture in so many
+COMMAND = ["python", "benchmarks/leaderboard.py"]
+
+
+HEAD = f"""# Which map is better
+
+All methods on three networks with real weights, and what controls reach that know nothing of the
+network. The pictures are few and easier than the full sets: the figures compare methods, and are no
+accuracy of ImageNet or CIFAR-10. Each network's folder has the table with a row per image and
+method, a summary with intervals, and all tests. Everything was made, and is brought up to date when
+a method is added, with
+
+    {" ".join(COMMAND)}
+
+Deletion and insertion have {STEPS} steps, and are for one picture in {EVERY} only (CIFAR-10: in
+{EVERY_CIFAR}). Methods that run the network for every feature map explain fewer pictures too, or
+are left to CIFAR-10; extremal perturbation has few iterations. Boxes are rounded outward to whole
+pixels. Integrated gradients and SmoothGrad have fewer steps and samples than by default, and
+occlusion larger windows (CIFAR-10: smaller): each network's page says which.
+
+{LEGEND}"""
+
+
+class Case(NamedTuple):
+    """A network, its weights, what it expects, and how much is computed for it."""
+
+    weights: str
+    data: str
+    model_options: tuple[str, ...] = ()
+    preprocess: str | None = None
+    options: tuple[str, ...] = ()
+    method_every: tuple[str, ...] = SELDOM
+    without: tuple[str, ...] = WITHOUT
+    costly_every: int = EVERY
+    batch_size: int = 16
+
+
+CASES = {
+    "squeezenet1_0": Case(
+        "squeezenet_v1.0", "imagenet_val", ("padding=1",), "caffe", (*FEWER, *MASKS, *WINDOWS)
+    ),
+    "mobilenet_v2": Case(
+        "mobilenet_v2_1.0_224",
+        "imagenet_val",
+        ("num_classes=1001", "norm=false", "padding=SAME"),
+        "tensorflow",
+        (*FEWER, *MASKS, *WINDOWS),
+    ),
+    "cifar_resnet56": Case(
+        "cifar10_resnet56",
+        "cifar10_jpeg_test.npz",
+        options=(
+            *FEWER,
+            *MASKS,
+            *("occlusion.window=8", "occlusion.stride=4"),
+            *("extremal_perturbation.step=2", "extremal_perturbation.sigma=5.0"),
+        ),
+        method_every=("rise=8", "ss_cam=8", "is_cam=8", "extremal_perturbation=20"),
+        without=(),
+        costly_every=EVERY_CIFAR,
+        batch_size=20,
+    ),
+}
+
+
+def samples(case: Case, limit: int | None) -> datasets.Data:
+    """The pictures: all of a folder; of CIFAR the first 40 of every class in a fixed shuffle."""
+    data = datasets.open_data(DATA / case.data)
+    if case.data.startswith("cifar"):
+        data = data._replace(samples=balanced(data.samples))
+    return data._replace(samples=data.samples[:limit])
+
+
+def balanced(listed):
+    order = np.random.default_rng(0).permutation(len(listed))
+    labels = np.array([listed[i].label for i in order])
+    first = [np.flatnonzero(labels == label)[:PER_CLASS] for label in np.unique(labels)]
+    return [listed[order[i]] for i in np.sort(np.concatenate(first))]
+
+
+def evaluate(name: str, case: Case, args) -> tuple[Standing, list[str]]:
+    """Bring one network's folder up to date; also gives the pictures that can't be read."""
+    weights = DATA / "weights" / f"{case.weights}.npz"
+    network = networks.open_network(name, str(weights), case.model_options, case.preprocess)
+    plan = plan_evaluation(
+        network,
+        samples(case, args.limit),
+        [ALL],
+        options=[*case.options, *(f"{o}={args.steps}" for o in CURVES)],
+        costly_every=case.costly_every,
+        method_every=case.method_every,
+        without=case.without,
+        batch_size=case.batch_size,
+    )
+    for method, why in plan.left_out.items():
+        print(f"{name}: left out: {method}: {why}", flush=True)
+    out = args.out / name
+    if args.overwrite:
+        tables.clear(out)
+    resume(plan, out, [method for method in args.again if method not in plan.left_out])
+    with bar(len(plan.data.samples) * len(plan.job.steps), sys.stderr.isatty()) as done:
+        table, failures = run(plan, out, command=COMMAND, done=done, warn=complain)
+    return write(out, table, plan.left_out, as_html=False), failures
+
+
+def chapter(out: Path, name: str) -> str:
+    """What the README says about one network: head and table of its own page, and the curves."""
+    text = (out / name / "leaderboard.md").read_text(encoding="utf-8")
+    top = text.partition(LEGEND)[0].strip()
+    return f"#{top}\n\n![Mean curves]({name}/curves.png)\n\n[All about it]({name}/leaderboard.md)"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Bring the leaderboard up to date.")
+    parser.add_argument(
+        "--again", nargs="*", default=[], choices=list(EXPLAINERS), help="methods to compute anew"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin anew")
+    parser.add_argument("--networks", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--limit", type=int, help="pictures, to try it")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the curves, to try it")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    unreadable = []
+    for name in args.networks:
+        standing, failures = evaluate(name, CASES[name], args)
+        unreadable += failures
+        print(f"{name}: {len(standing.table.rows)} rows", flush=True)
+    there = [name for name in CASES if (args.out / name / tables.TABLE).is_file()]
+    text = "\n\n".join([HEAD, *(chapter(args.out, name) for name in there)])
+    (args.out / "README.md").write_text(text + "\n", encoding="utf-8")
+    return FAILED if unreadable else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
