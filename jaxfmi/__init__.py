@@ -33,14 +33,24 @@ from jaxfmi.gradient import (
 )
 from jaxfmi.full_grad import full_grad, full_grad_terms
 
-# Explainers: perturbations.
-from jaxfmi.perturbation import ablation_cam, occlusion
+# Explainers: relevance.
+from jaxfmi.lrp import LRP, clrp, excitation_backprop, lrp, lrp_terms, relevance_cam, sglrp
+from jaxfmi.fg_cam import fg_cam
+
+# Explainers: perturbations of an activation, of the image.
+from jaxfmi.ablation import ablation_cam, fd_cam, recipro_cam
+from jaxfmi.extremal import extremal_perturbation
+from jaxfmi.occlusion import occlusion, rise
+from jaxfmi.score_cam import is_cam, score_cam, ss_cam
+from jaxfmi.group_cam import group_cam
+from jaxfmi.fusion import sise_layers
+from jaxfmi.sise import SISE, ada_sise, reselect, sise, sise_terms
 
 # Many images.
 from jaxfmi.batched import batched
 
-# What options are made of, and what heatmaps are put through.
-from jaxfmi import heatmap, multipliers, reductions, references
+# What options are made of, what heatmaps are put through, and what they are held against.
+from jaxfmi import controls, heatmap, metrics, multipliers, reductions, references, rules
 
 __version__ = version("jaxfmi")
 
@@ -76,11 +86,36 @@ __all__ = [
     "smooth_grad",
     "full_grad",
     "full_grad_terms",
+    "LRP",
+    "clrp",
+    "excitation_backprop",
+    "lrp",
+    "lrp_terms",
+    "relevance_cam",
+    "sglrp",
+    "fg_cam",
     "ablation_cam",
+    "fd_cam",
+    "recipro_cam",
+    "extremal_perturbation",
     "occlusion",
+    "rise",
+    "group_cam",
+    "is_cam",
+    "score_cam",
+    "ss_cam",
+    "SISE",
+    "ada_sise",
+    "reselect",
+    "sise",
+    "sise_layers",
+    "sise_terms",
     "batched",
+    "controls",
     "heatmap",
+    "metrics",
     "multipliers",
     "reductions",
     "references",
+    "rules",
 ]

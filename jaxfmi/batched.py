@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxfmi.explainer import CHECK, Explainer, Score, check_finite
-from jaxfmi.modules import Model, class_score, functional, logit
+from jaxfmi.modules import Model, class_score, functional
 
 BATCH = PartitionSpec("batch")
 
@@ -19,7 +19,7 @@ def batched(
     model: Model,
     *,
     batch_size: int = 32,
-    of: Callable[..., jax.Array] = logit,
+    of: Callable[..., jax.Array] | None = None,
     progress: bool = False,
     devices: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
@@ -34,7 +34,7 @@ def batched(
       model: an NNX module, (linen module, variables), (f, params) with ``f(params, x)``, or
         ``f(x)``; as it is now: later changes of its weights are not seen.
       batch_size: images at a time, over all devices; rounded up to a multiple of their number.
-      of: the score of a class, as in ``class_score``.
+      of: the score of a class, as in ``class_score``; None for what the method asks for.
       progress: show a bar.
       devices: to be used; None for all.
 
@@ -50,7 +50,8 @@ def batched(
     if batch_size < 1:
         raise ValueError(f"batch_size is a number of images, at least 1; got {batch_size}")
     apply, params = functional(model)
-    check = getattr(class_score(model, of), CHECK)
+    score = class_score(model, of)
+    check = getattr(method(score), CHECK, getattr(score, CHECK))
     mesh = Mesh(np.asarray(devices or jax.devices()), ("batch",))
     size = -(-batch_size // mesh.size) * mesh.size
 

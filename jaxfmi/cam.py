@@ -76,7 +76,7 @@ def grad_cam(
 
     The paper sums or averages the gradient, which differ by the factor h w.
     """
-    return _weighted(lambda a, g: g.mean(HW, keepdims=True), score, layer, relu, size)
+    return _weighted(WEIGHTS["grad_cam"], score, layer, relu, size)
 
 
 @explainer
@@ -88,7 +88,7 @@ def hires_cam(
     The ReLU, for display, comes after the sum over channels; pytorch-grad-cam's "element-wise
     Grad-CAM" has it before.
     """
-    return _weighted(lambda a, g: g, score, layer, relu, size)
+    return _weighted(WEIGHTS["hires_cam"], score, layer, relu, size)
 
 
 @explainer
@@ -101,7 +101,7 @@ def layer_cam(
     activations are signed. ``heatmap.tanh_max`` fuses layers. A layer just before a stride or a
     max pooling gives grid artefacts; take a neighbour.
     """
-    return _weighted(lambda a, g: jax.nn.relu(g), score, layer, relu, size)
+    return _weighted(WEIGHTS["layer_cam"], score, layer, relu, size)
 
 
 @explainer
@@ -112,7 +112,7 @@ def xgrad_cam(
 
     A dead channel has weight 0. Signed activations whose sum cancels give very large weights.
     """
-    return _weighted(_share_of_sum, score, layer, relu, size)
+    return _weighted(WEIGHTS["xgrad_cam"], score, layer, relu, size)
 
 
 @explainer
@@ -125,7 +125,7 @@ def grad_cam_pp(
     form for ReLU networks and the exponential of the score, whose factor cancels in α and is left
     out of the weight.
     """
-    return _weighted(_plus_plus, score, layer, relu, size)
+    return _weighted(WEIGHTS["grad_cam_pp"], score, layer, relu, size)
 
 
 @explainer
@@ -184,6 +184,16 @@ def _plus_plus(a, g):
     denominator = 2 * g**2 + a.sum(HW, keepdims=True) * g**3 + 1e-6
     alpha = divide(g**2, jnp.where(g == 0, 0, denominator))
     return (jax.nn.relu(g) * alpha).sum(HW, keepdims=True)
+
+
+#: How the family weighs activations, by name.
+WEIGHTS: dict[str, Weigh] = {
+    "grad_cam": lambda a, g: g.mean(HW, keepdims=True),
+    "hires_cam": lambda a, g: g,
+    "layer_cam": lambda a, g: jax.nn.relu(g),
+    "xgrad_cam": _share_of_sum,
+    "grad_cam_pp": _plus_plus,
+}
 
 
 def _principal(a):

@@ -4,34 +4,47 @@ What a user can get wrong is one line, ``error: ...``, on stderr, and exit code 
 can't be read is such a line and exit code 1 after the others have been explained.
 """
 
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
-import jax
 import numpy as np
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
 from jaxfmi.command import job as jobs
 from jaxfmi.command import networks
+from jaxfmi.command.evaluate import evaluate
 from jaxfmi.command.files import MANIFEST
 from jaxfmi.command.methods import METHODS
+from jaxfmi.command.metrics import METRICS
+from jaxfmi.command.terminal import (
+    FAILED,
+    MISUSED,
+    bar,
+    complain,
+    is_terminal,
+    kept,
+    one_line,
+    split,
+)
 from jaxfmi.models import MODELS
 from jaxfmi.report import panel
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 PHOTOS = ("chelsea", "coffee")
+# A demo takes less than a minute: without the methods that need thousands of evaluations.
+HIDDEN = "ss_cam is_cam extremal_perturbation clrp sglrp excitation_backprop".split()  # of the demo
+SHOWN = [name for name in METHODS if name not in HIDDEN]
+COMPILERS = 2  # compiling is most of the time, and keeps one core busy
+SHORT = ("occlusion.stride=4", "rise.samples=200")
 
 
 class Group(TyperGroup):
@@ -47,7 +60,7 @@ class Group(TyperGroup):
             message = getattr(error, "format_message", None)
             if message is None:  # not one of typer's own
                 raise
-            _complain(message())
+            complain(message())
             code = MISUSED
         sys.exit(code or 0)
 
@@ -89,20 +102,24 @@ def main(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the panel.")] = Path("jaxfmi-demo"),
 ) -> None:
-    """Explain two pictures with the embedded network and every method."""
-    with _one_line():
+    """Explain two pictures with the embedded network and all but the slowest methods."""
+    with one_line():
         photos = [Image.fromarray(getattr(_sample_data(), name)()) for name in PHOTOS]
-        job = jobs.plan(networks.open_network(), METHODS, options=["occlusion.stride=4"])
+        job = jobs.plan(networks.open_network(), SHOWN, options=SHORT)
         out.mkdir(parents=True, exist_ok=True)
     x = np.stack([job.network.preprocess(photo) for photo in photos])
     logits = jobs.logits(job, len(x))(x)
     labels = logits.argmax(-1).astype(np.int32)
     chances = np.exp(logits.max(-1) - np.logaddexp.reduce(logits, -1))
     names = [str(job.network.classes[label]).split(",")[0] for label in labels]
-    maps, indices = {}, np.arange(len(x), dtype=np.int32)
-    with _progress(len(job.steps), _is_terminal()) as done:
-        for step, explain in zip(job.steps, jobs.explainers(job, len(x)), strict=True):
-            maps[step.method] = explain(x, labels, indices)
+
+    def heatmaps(step: jobs.Step) -> list[np.ndarray]:
+        return list(jobs.explainer(job, step, len(x))(x, labels, np.arange(len(x), dtype=np.int32)))
+
+    maps: dict[str, list[np.ndarray]] = {}
+    with bar(len(job.steps), is_terminal()) as done, ThreadPoolExecutor(COMPILERS) as pool:
+        for step, found in zip(job.steps, pool.map(heatmaps, job.steps), strict=True):
+            maps[step.method] = found
             done(1)
     captions = [f"{name} {chance:.0%}" for name, chance in zip(names, chances, strict=True)]
     path = out / "demo.png"
@@ -131,7 +148,12 @@ def explain(
         typer.Option(help="Index or name of a class; repeatable. Else the predicted class."),
     ] = None,
     top_k: Annotated[int, typer.Option(help="Explain this many of the best classes.")] = 1,
-    score: Annotated[str, typer.Option(help=" or ".join(jobs.SCORES))] = "logit",
+    score: Annotated[
+        str,
+        typer.Option(
+            help=f"{', '.join(jobs.SCORES)}; auto is what a method asks for, mostly the logit."
+        ),
+    ] = jobs.AUTO,
     preprocess: Annotated[
         str | None, typer.Option(help=f"{', '.join(networks.PREPROCESS)}; else the model's own.")
     ] = None,
@@ -158,7 +180,7 @@ def explain(
 
     Files are called PICTURE.CLASS.METHOD.png and .npy, in OUT.
     """
-    with _one_line():
+    with one_line():
         _check_paths(images, out, overwrite)
         if target and top_k != 1:
             raise ValueError("--target and --top-k exclude each other")
@@ -167,8 +189,8 @@ def explain(
         )
         job = jobs.plan(
             network,
-            _split(method or ["grad_cam"]),
-            layer=_split(layer or ["auto"]),
+            split(method or ["grad_cam"]),
+            layer=split(layer or ["auto"]),
             options=option or [],
             score=score,
             targets=target or [],
@@ -178,19 +200,38 @@ def explain(
         )
         jobs.check(job)
         out.mkdir(parents=True, exist_ok=True)
-    shown = _is_terminal() if progress is None else progress
-    with _kept(out), _progress(len(images) * len(job.steps), shown) as done:
-        results = jobs.run(job, images, out, command=context.obj, done=done, warn=_complain)
+    shown = is_terminal() if progress is None else progress
+    with (
+        kept(f"{out / MANIFEST} lists what is done"),
+        bar(len(images) * len(job.steps), shown) as done,
+    ):
+        results = jobs.run(job, images, out, command=context.obj, done=done, warn=complain)
     print(f"{len(results.entries)} maps in {out}; {out / MANIFEST} says what they are")
     if results.failures:
         raise typer.Exit(FAILED)
 
 
+app.command()(evaluate)
+
+
 @app.command()
 def methods() -> None:
     """List the methods."""
-    rows = [(n, m.paper, "yes" if m.layered else "", m.cost) for n, m in METHODS.items()]
+    rows = [
+        (n, m.paper, "yes" if m.layered else "several" if m.fused else "", m.cost)
+        for n, m in METHODS.items()
+    ]
     _table(("name", "paper", "layer", "cost per map"), rows)
+
+
+@app.command()
+def metrics() -> None:
+    """List the metrics; those marked are computed unless others are asked for."""
+    rows = [
+        (name, row.takes, row.better or "", row.range, "main" if row.main else "")
+        for name, row in METRICS.items()
+    ]
+    _table(("name", "needs", "better", "range", ""), rows)
 
 
 @app.command()
@@ -210,7 +251,7 @@ def layers(
     size: Size = None,
 ) -> None:
     """List a network's layers in order, with their shapes, and mark the one that is "auto"."""
-    with _one_line():
+    with one_line():
         network, preprocess = networks.blank(model, model_option or [])
         found, auto = networks.layers(network, networks.read_size(size) or preprocess.size)
     rows = [(n, "x".join(map(str, s)), "auto" if n == auto else "") for n, s in found.items()]
@@ -222,10 +263,6 @@ def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
-
-
-def _split(words: list[str]) -> list[str]:
-    return [part.strip() for word in words for part in word.split(",") if part.strip()]
 
 
 def _sample_data() -> ModuleType:
@@ -245,45 +282,3 @@ def _check_paths(images: list[Path], out: Path, overwrite: bool) -> None:
         raise ValueError(f"'{out}' is a file; --out takes a folder")
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"'{out}' is not empty; --overwrite writes to it all the same")
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """What is wrong with the words of a command is one line, and exit code 2."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        _complain(str(error))
-        raise typer.Exit(MISUSED) from error
-
-
-@contextmanager
-def _kept(out: Path) -> Iterator[None]:
-    """What stops the computation is one line too; the manifest lists what is done."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        _complain(f"interrupted; {out / MANIFEST} lists what is done")
-        raise typer.Exit(INTERRUPTED) from error
-    except (jax.errors.JaxRuntimeError, OSError) as error:
-        _complain(f"{error}; {out / MANIFEST} lists what is done")
-        raise typer.Exit(FAILED) from error
-
-
-def _complain(message: str) -> None:
-    """One line on stderr, whatever the message's layout."""
-    line = re.sub(r":\s*\n\s*", ": ", message.strip())
-    print("error: " + re.sub(r"\s*\n\s*", "; ", line), file=sys.stderr)
-
-
-@contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr; yields what moves it on."""
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task("explaining", total=total)
-        yield lambda n: bar.advance(task, n)
-
-
-def _is_terminal() -> bool:
-    return sys.stderr.isatty()

@@ -21,7 +21,7 @@ from flax import errors, nnx
 from flax import linen as nn
 from jax.core import Tracer
 
-from jaxfmi.explainer import CHECK, Score
+from jaxfmi.explainer import CHECK, FORM, LOGITS, Score
 from jaxfmi.taps import tag
 
 Model = Any
@@ -63,18 +63,26 @@ def _known(z: jax.Array, label) -> jax.Array:
 _OF_A_CLASS = (logit, probability, log_odds, margin)
 
 
-def class_score(model: Model, of: Callable[..., jax.Array] = logit) -> Score:
+OF = "of"  # attribute of a class score: what it is of
+
+
+def class_score(model: Model, of: Callable[..., jax.Array] | None = logit) -> Score:
     """Make the score of a class: ``class_score(model)(x [H, W, C], label) -> scalar``.
 
     Args:
       model: in any form that this file lists.
       of: ``logit``, ``probability``, ``log_odds``, ``margin`` (whose score takes two labels), or
-        any ``(output of the model for one image, *args) -> scalar``.
+        any ``(output of the model for one image, *args) -> scalar``. None leaves it to the method
+        that explains: the logit, unless its docstring asks for another.
 
     Raises:
       ValueError: the model is in training mode; or, when the score is explained, a label is out of
         range (inside ``jit``, where labels have no value yet, the result is NaN instead).
     """
+    if of is None:
+        score = class_score(model)
+        setattr(score, FORM, lambda of: class_score(model, of))
+        return score
     apply, params = functional(model)
 
     def score(x, *args):
@@ -88,6 +96,8 @@ def class_score(model: Model, of: Callable[..., jax.Array] = logit) -> Score:
             check_labels(label, classes)
 
     setattr(score, CHECK, check)
+    setattr(score, OF, of)
+    setattr(score, LOGITS, lambda x: apply(params, x[None])[0])
     return score
 
 

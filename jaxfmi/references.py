@@ -28,6 +28,16 @@ class AtLayer(NamedTuple):
 Reference = jax.Array | np.ndarray | Callable[[jax.Array], jax.Array] | Random | AtLayer | str
 
 
+Baseline = float | jax.Array | np.ndarray | Callable[[jax.Array], jax.Array]
+"""What replaces pixels: a number, an array that broadcasts to x, or a function ``x -> x0``."""
+
+
+def replacement(baseline: Baseline, x: jax.Array) -> jax.Array:
+    """Give what replaces x, in its shape and type."""
+    value = baseline(x) if callable(baseline) else baseline
+    return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
+
+
 def fill(value) -> Callable[[jax.Array], jax.Array]:
     """One value, or one per channel, in the units of x.
 
@@ -46,15 +56,19 @@ def white(mean, std) -> Callable[[jax.Array], jax.Array]:
     return fill((1 - np.asarray(mean)) / np.asarray(std))
 
 
-def blur(sigma: float = 20.0) -> Callable[[jax.Array], jax.Array]:
+def blur(sigma: float = 20.0, radius: int | None = None) -> Callable[[jax.Array], jax.Array]:
     """The image under a Gaussian of ``sigma`` pixels, cut at 4 sigma, as SciPy does it.
+
+    Or cut at ``radius`` pixels.
 
     At the border the image is reflected, the last pixel repeated (``d c b a | a b c d``).
     """
 
     def reference(x):
-        rows, columns = (jnp.asarray(_gaussian(n, sigma), x.dtype) for n in x.shape[:2])
-        return jnp.einsum("ij,jkc,lk->ilc", rows, x, columns)
+        rows, columns = (
+            jnp.asarray(gaussian_matrix(n, sigma, radius), x.dtype) for n in x.shape[:2]
+        )
+        return jnp.einsum("ij,jkc,lk->ilc", rows, x, columns, precision="highest")
 
     return reference
 
@@ -85,9 +99,9 @@ def constant_activation(vector=None) -> AtLayer:
     return AtLayer(lambda a: jnp.broadcast_to(jnp.asarray(vector, a.dtype), a.shape))
 
 
-def _gaussian(n: int, sigma: float) -> np.ndarray:
-    """The matrix [n, n] that blurs n values."""
-    radius = int(4 * sigma + 0.5)
+def gaussian_matrix(n: int, sigma: float, radius: int | None = None) -> np.ndarray:
+    """Give the matrix [n, n] that blurs n values, as ``blur`` does."""
+    radius = int(4 * sigma + 0.5) if radius is None else radius
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     at = (np.arange(n)[:, None] + offsets) % (2 * n)

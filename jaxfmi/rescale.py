@@ -15,18 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxfmi.operations import ELEMENTWISE, LAYOUT
 from jaxfmi.taps import INSIDE, Op, rewrite
 
-_LINEAR = """
-    add add_any sub neg mul div dot_general conv_general_dilated reduce_sum cumsum
-    reduce_window_sum select_n gather slice dynamic_slice split concatenate pad reshape transpose
-    broadcast_in_dim squeeze expand_dims rev copy convert_element_type reduce_precision name
-""".split()
-_ELEMENTWISE = """
-    max min clamp abs sign exp exp2 log log1p expm1 tanh logistic sqrt rsqrt cbrt integer_pow pow
-    square sin cos erf div relu relu6 elu selu celu gelu silu swish softplus leaky_relu sigmoid
-    hard_tanh hard_sigmoid hard_silu hard_swish log_sigmoid soft_sign mish squareplus
-""".split()
+_LINEAR = LAYOUT | set(
+    """add add_any sub neg mul div dot_general conv_general_dilated reduce_sum cumsum
+    reduce_window_sum select_n""".split()
+)
+_SECANT = ELEMENTWISE | {"div"}
 
 
 class _Pair(NamedTuple):
@@ -53,7 +49,7 @@ def rescaled(head: Callable[[jax.Array], jax.Array], layer: str, a0: jax.Array):
         pairs = [isinstance(v, _Pair) for v in operands]
         if not any(pairs):
             return NotImplemented
-        if op.name in _ELEMENTWISE and sum(pairs) == 1 and not _divides(op, pairs):
+        if op.name in _SECANT and sum(pairs) == 1 and not _divides(op, pairs):
             return _secant(op, operands, pairs.index(True))
         if op.opened:
             return NotImplemented

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
-from jax.extend import core
+from jax.extend import core, source_info_util
 
 #: Returned by a rule: open this function (a ``custom_jvp``, say) and offer what is inside it.
 INSIDE = object()
@@ -37,11 +37,17 @@ class Op(NamedTuple):
     dynamic: tuple[bool, ...]  #: which operands depend on the arguments of the traced function
     params: Mapping[str, Any]
     bind: Callable[..., Any]
+    source: source_info_util.SourceInfo
 
     @property
     def opened(self) -> bool:
         """Whether it is a mere wrapper, ``jit`` or ``remat``, whose inside is offered next."""
         return self.primitive in _OPENED
+
+    @property
+    def where(self) -> str:
+        """The line that it comes from, such as ``/home/me/net.py:12:4 (MyNet.__call__)``."""
+        return source_info_util.summarize(self.source) or "a line that is not known"
 
     def __call__(self, *operands):
         """Compute the operation itself."""
@@ -235,7 +241,7 @@ def _op(eqn, dynamic) -> Op:
             return eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
 
     tag_name = eqn.params["name"] if primitive == "name" else None
-    return Op(name, primitive, tag_name, tuple(dynamic), eqn.params, bind)
+    return Op(name, primitive, tag_name, tuple(dynamic), eqn.params, bind, eqn.source_info)
 
 
 def _missing(name: str, f, args) -> str:

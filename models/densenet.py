@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxfmi.models.layers import ConvNorm, Options, avg_pool, batch_norm, he_normal, max_pool
+from jaxfmi.models.layers import (
+    ConvNorm,
+    Options,
+    avg_pool,
+    batch_norm,
+    convolve,
+    he_normal,
+    max_pool,
+)
 from jaxfmi.taps import tag
 
 
@@ -24,6 +32,7 @@ class NormConv(nnx.Module):
             outputs,
             (kernel, kernel),
             padding=kernel // 2,
+            conv_general_dilated=convolve,
             use_bias=False,
             kernel_init=he_normal,
             dtype=dtype,

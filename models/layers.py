@@ -1,5 +1,6 @@
 """What the networks share: a normalised convolution, poolings that are fast and exact, options."""
 
+import operator
 from functools import partial, reduce
 from itertools import product
 from typing import Literal, TypedDict
@@ -59,6 +60,7 @@ class ConvNorm(nnx.Module):
             strides=stride,
             padding=kernel // 2 if padding == "SYMMETRIC" else padding,
             feature_group_count=groups,
+            conv_general_dilated=convolve,
             use_bias=not norm if bias is None else bias,
             kernel_init=he_normal,
             dtype=dtype,
@@ -70,6 +72,49 @@ class ConvNorm(nnx.Module):
         """Return the normalised convolution of `x`, without an activation."""
         x = self.conv(x)
         return x if self.norm is None else self.norm(x)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **layout) -> jax.Array:
+    """XLA's `conv_general_dilated` in the form that is fastest, above all on a CPU.
+
+    A kernel of one pixel is a matrix product, and one per channel a sum of shifted slices: XLA's
+    own convolutions take a CPU up to 4 and 26 times as long (benchmarks/convolve.py).
+
+    Args:
+      x: `[N, H, W, inputs]`.
+      kernel: `[h, w, inputs / groups, outputs]`.
+      strides: of rows and columns.
+      padding: as XLA takes it.
+      layout: the rest of XLA's arguments; NHWC.
+    """
+    groups, inputs, outputs = layout["feature_group_count"], *kernel.shape[2:]
+    dilated = any(d != 1 for d in (*layout["lhs_dilation"], *layout["rhs_dilation"]))
+    pointwise = kernel.shape[:2] == (1, 1) and groups == 1
+    depthwise = inputs == 1 and groups == outputs
+    if dilated or not (pointwise or depthwise):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **layout)
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    if depthwise:
+        return depthwise_conv(x, kernel, tuple(strides), tuple(map(tuple, padding)))
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))[:, :: strides[0], :: strides[1]]
+    return jnp.matmul(x, kernel[0, 0], precision=layout["precision"])
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def depthwise_conv(x: jax.Array, kernel: jax.Array, strides, padding) -> jax.Array:
+    """The sum of shifted slices of `x`, each times its entry of the kernel.
+
+    Being compiled by itself it stays one operation in a traced network, for `jaxfmi.rewrite`.
+    """
+    height, width = kernel.shape[:2]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = (n - k + 1 for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+    slices = (
+        x[:, i : i + rows : strides[0], j : j + columns : strides[1]] * kernel[None, i, j : j + 1]
+        for i, j in product(range(height), range(width))
+    )
+    return reduce(operator.add, slices)
 
 
 def batch_norm(features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.BatchNorm:
@@ -140,11 +185,13 @@ def avg_pool(x: jax.Array, window: int) -> jax.Array:
     return nnx.avg_pool(x, (window, window), (window, window))
 
 
+@partial(jax.jit, static_argnums=1)
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
     """Average `x` `[N, H, W, C]` over `size` × `size` bins, as torch's `AdaptiveAvgPool2d`.
 
     Bin `i` of `n` covers the entries from `floor(i H / n)` to `ceil((i + 1) H / n)`: neighbours
-    overlap where `n` does not divide `H`, and repeat where `H < n`. At `H = n` it does nothing.
+    overlap where `n` does not divide `H`, and repeat where `H < n`. At `H = n` it does nothing. It
+    is compiled by itself for the reason that `depthwise_conv` is.
     """
     for axis in (1, 2):
         if x.shape[axis] != size:

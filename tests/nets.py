@@ -16,6 +16,7 @@ import numpy as np
 import reference_net as net
 from flax import linen as nn
 from flax import nnx
+from reference_sise import g3_kernel
 
 from jaxfmi import tag
 from jaxfmi.modules import functional
@@ -150,6 +151,22 @@ def _conv_norm(p, x, i):
     conv_bias = p[f"features.{i}.bias"][None, None, None]
     scale, shift, mean, var = (p[f"features.{i + 1}.{f}"][None, None, None] for f in fields)
     return (x + conv_bias - mean) * (scale / jnp.sqrt(var + 1e-5)) + shift
+
+
+# The golden model of SISE and of the metrics, in JAX
+
+
+def g3_model(x):
+    """G3 `[N, 32, 32, 3] -> [N, 5]`, tags "tap0" to "tap2" and "features"; made for float64."""
+    for l in range(3):
+        kernel, bias = g3_kernel(l)
+        x = jax.vmap(lambda x: _conv(x, kernel))(x) + bias[None, None, None]
+        x = nnx.max_pool(tag(jax.nn.relu(x), f"tap{l}"), (2, 2), (2, 2))
+    i, o = np.indices((16, 5))
+    return (
+        tag(x, "features").mean((1, 2)) @ (2 * np.sin(0.5 + 1.1 * o + 0.9 * i))
+        + 0.1 * np.arange(5)[None]
+    )
 
 
 # A network in both languages: the numpy layers of reference_net, and the same score in JAX

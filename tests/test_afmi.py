@@ -20,7 +20,6 @@ from jaxfmi import multipliers, reductions, references
 
 H, W, C, K = 4, 5, 2, 3
 KEY = jax.random.key(3)
-FAST = {"xla_backend_optimization_level": 0}
 
 _normal = np.random.default_rng(0).standard_normal
 KERNEL, BIAS = _normal((3, 3, C, K)) / 3, _normal(K) / 2
@@ -71,7 +70,7 @@ def identity_score(a):
 
 def terms(x=X, x0=X0, of=score, **options):
     explain = jf.afmi_terms(of, "a", reference=x0, size=None, **options)
-    return jax.tree.map(np.asarray, jax.jit(explain, compiler_options=FAST)(x, key=KEY))
+    return jax.tree.map(np.asarray, jax.jit(explain)(x, key=KEY))
 
 
 def close(got, expected, atol=1e-10):
@@ -138,7 +137,7 @@ def test_t16_every_pair_that_fits_equals_the_twin(name):
         }
 
     atol = 1e-8 if name == "path_input" else 1e-10  # that twin takes finite differences
-    for reduction, got in jax.jit(every, compiler_options=FAST)(X).items():
+    for reduction, got in jax.jit(every)(X).items():
         expected = twin_terms(name, reduction, got.contribution)
         importance = expected.fmi
         if reduction == "none":  # no number per map: the library's stand-in is that of absmean
@@ -227,7 +226,7 @@ def test_t1_on_a_pooled_linear_head_all_settings_agree(normal):
             if r in FITS[name]
         ]
 
-    maps = jax.jit(every, compiler_options=FAST)(a)
+    maps = jax.jit(every)(a)
     assert len(maps) == 5 * 4 + 4 + 2 * 3
     for m in maps:
         close(m, expected)
@@ -245,7 +244,7 @@ def test_t2_path_is_complete_up_to_quadrature(normal):
 
         return jnp.mean(jnp.stack(jax.vmap(one)(a, a0)), 1)
 
-    gaps = jax.jit(lambda: [gap(n) for n in (1, 4, 16, 64)], compiler_options=FAST)()
+    gaps = jax.jit(lambda: [gap(n) for n in (1, 4, 16, 64)])()
     residuals = [float(r) for r, _ in gaps]
     assert residuals == sorted(residuals, reverse=True)
     assert residuals[-1] < 1e-2 * gaps[-1][1]
@@ -310,7 +309,7 @@ def test_t6_no_difference_no_importance(name):
         return [t._replace(score=0, reference_score=0, kept=0) for t in found]
 
     with jax.debug_nans(True):
-        found = jax.jit(every, compiler_options=FAST)(X)
+        found = jax.jit(every)(X)
     for value in jax.tree.leaves(found):
         close(value, 0, 1e-12)  # a batch of heads may round otherwise than one head
 
@@ -359,7 +358,7 @@ def test_t8_grad_cam_and_hires_cam_are_settings(reduction, method, normal):
         method(of, "a"),
     )
     x = normal((2 * H, 2 * W, C))
-    explain = jax.jit(lambda x: [f(x) for f in every], compiler_options=FAST)
+    explain = jax.jit(lambda x: [f(x) for f in every])
     got, signed, raw, expected = explain(x)
     close(got.heatmap, signed)
     close(got.map, raw)

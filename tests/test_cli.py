@@ -13,8 +13,8 @@ from flax import nnx
 from PIL import Image
 from typer.testing import CliRunner
 
-from jaxfmi import class_score, grad_cam
-from jaxfmi.cli import app
+from jaxfmi import class_score, grad_cam, log_odds, sise
+from jaxfmi.cli import SHOWN, app
 from jaxfmi.command import job, methods, networks
 from jaxfmi.models import MODELS, Preprocess
 from jaxfmi.models.demo import DemoNet, Pretrained
@@ -101,6 +101,29 @@ def test_writes_maps_overlays_and_a_manifest(tmp_path, network):
     assert found["command"][:3] == ["jaxfmi", "explain", str(cat)]
     assert len(found["model"]["weights"]["sha256"]) == 64
     assert found["model"]["input"]["size"] == [16, 24]
+
+
+def test_every_method_explains_the_score_it_asks_for(tmp_path, network):
+    cat = picture(tmp_path / "cat.png")
+    words = ["--method", "sise,group_cam,cam", "--option", "sise.fusion=soft"]
+    one, two, three = explain(tmp_path, cat, *words)["entries"]
+    assert one["layer"] == ["stem", "block1", "block2"]
+    assert one["options"]["fusion"] == "soft"
+    kinds = [entry["score"]["kind"] for entry in (one, two, three)]
+    assert kinds == ["log_odds", "probability", "logit"]
+    p = one["probability"]
+    assert one["score"]["value"] == pytest.approx(np.log(p / (1 - p)), rel=1e-4)
+    assert two["score"]["value"] == pytest.approx(p, rel=1e-5)
+    with Image.open(cat) as image:
+        x = jnp.asarray(network.preprocess(image))
+    score = class_score(network.model, log_odds)
+    expected = sise(score, fusion="soft")(x, one["target"]["index"])
+    heatmap = np.load(tmp_path / "out" / one["files"]["map"])
+    np.testing.assert_allclose(heatmap, expected, atol=1e-4)
+    words = ["--method", "sise,grad_cam", "--score", "logit", "--layer", "block1,block2"]
+    entries = explain(tmp_path, cat, *words, "--overwrite")["entries"]
+    assert {entry["score"]["kind"] for entry in entries} == {"logit"}
+    assert [e["layer"] for e in entries] == [["block1", "block2"], "block1", "block2"]
 
 
 def test_pictures_of_any_kind_get_overlays_of_their_own_size(tmp_path):
@@ -419,7 +442,7 @@ def test_demo(tmp_path):
     assert coffee.startswith("coffee: espresso, probability 0.")
     with Image.open(tmp_path / path) as panel:
         shown = np.asarray(panel.convert("RGB"), np.float32) / 255
-    tiles, columns = 1 + len(methods.METHODS), 7
+    tiles, columns = 1 + len(SHOWN), 7
     lines = -(-tiles // columns)
     height, width = shown.shape[0] // (2 * lines), shown.shape[1] // columns
     assert (height, width) > (150, 200)

@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def methods_table() -> str:
     rows = ["| function | paper | needs a layer | cost per map |", "|---|---|---|---|"]
     for name, method in METHODS.items():
-        layer = "yes" if method.layered else ""
+        layer = "yes" if method.layered else "several" if method.fused else ""
         rows.append(f"| `{name}` | {method.paper} | {layer} | {method.cost} |")
     return "\n".join(rows)
 

@@ -13,7 +13,6 @@ from jaxfmi.models.layers import max_pool
 from jaxfmi.rescale import rescaled
 
 H, W, K = 5, 6, 3
-FAST = {"xla_backend_optimization_level": 0}
 normal = np.random.default_rng(0).standard_normal
 A, A0 = normal((2, H, W, K))
 KERNEL, DENSE = normal((3, 3, K, 4)) / 3, normal((K, 7))
@@ -125,9 +124,7 @@ def make_head(part):
 
 
 def value_and_multiplier(head, a, a0):
-    explain = jax.jit(
-        lambda a, a0: jax.value_and_grad(rescaled(head, "a", a0))(a), compiler_options=FAST
-    )
+    explain = jax.jit(lambda a, a0: jax.value_and_grad(rescaled(head, "a", a0))(a))
     return jax.tree.map(np.asarray, explain(jnp.asarray(a), jnp.asarray(a0)))
 
 
@@ -145,7 +142,7 @@ def test_complete_symmetric_and_finite(name):
 
         return one(a, a0), one(a0, a), one(a, a), head(a), head(a0), jax.grad(head)(a)
 
-    there, back, same, f, f0, slope = jax.jit(every, compiler_options=FAST)(A, A0)
+    there, back, same, f, f0, slope = jax.jit(every)(A, A0)
     close(there[0], f, 0)
     close((there[1] * (A - A0)).sum(), f - f0)
     assert abs(f - f0) > 0.01
@@ -227,7 +224,7 @@ def test_jit_and_vmap(name):
     def multiplier(pair):
         return jax.grad(rescaled(head, "a", pair[1]))(pair[0])
 
-    batch = jax.jit(jax.vmap(multiplier), compiler_options=FAST)(pairs)
+    batch = jax.jit(jax.vmap(multiplier))(pairs)
     for pair, m in zip(pairs, batch, strict=True):
         close(value_and_multiplier(head, *pair)[1], m)
 
@@ -243,7 +240,7 @@ def test_float32(name):
             m = jax.grad(rescaled(head, "a", a0))(a) * (a - a0)
             return m.sum(), jnp.abs(m).sum(), head(a) - head(a0), jnp.abs(head(a))
 
-        explain = jax.jit(parts, compiler_options=FAST)
+        explain = jax.jit(parts)
         for a0 in (A0.astype(np.float32), np.nextafter(a, np.inf), a * np.float32(1 + 1e-5)):
             with jax.debug_nans(True):
                 total, size, change, scale = explain(a0)
