@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from measure import alternate, report, summary
+from measure import alternate, report, summary, torch_device, torch_pixels
 
 import jaxfmi
 from jaxfmi import class_score, models
@@ -51,7 +51,7 @@ def programs(model):
 
 
 def torch_twin(name: str):
-    """Torchvision's network, and ours with its weights."""
+    """Torchvision's network on the device of ours, and ours with its weights."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
     from peers import import_torchvision
     from safetensors.torch import save_file
@@ -60,17 +60,17 @@ def torch_twin(name: str):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         save_file(twin.state_dict(), path)
-        return twin, models.load(nnx.eval_shape(getattr(models, name)), path)
+        model = models.load(nnx.eval_shape(getattr(models, name)), path)
+    return twin.to(torch_device()), model
 
 
 def pytorch_grad_cam(twin, images, labels):
     """pytorch-grad-cam's Grad-CAM of the last block, as a function without arguments."""
-    import torch
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     explainer = GradCAM(twin, [twin.layer4[-1]])
-    pixels = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
+    pixels = torch_pixels(images)
     targets = [ClassifierOutputTarget(int(label)) for label in labels]
     return lambda: explainer(pixels, targets)
 

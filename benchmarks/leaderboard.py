@@ -2,12 +2,17 @@
 
     python benchmarks/leaderboard.py                     # computes what is missing, writes all
     python benchmarks/leaderboard.py --again grad_cam    # after a change of a method
+    python benchmarks/leaderboard.py --thin --out DIR    # all from scratch, for two cores
 
 Whoever adds a method runs the first line and commits what changed: rows that are there stay as they
-are. Needs the folder ``shared`` beside the checkout; about an hour and a half on two cores.
+are. Methods that run the network for every feature map want a GPU, where several processes can
+share the work, each with ``--methods`` and an ``--out`` of its own, which ``--join`` then brings
+together; ``--thin`` has them explain fewer pictures. Needs the folder ``shared`` beside the
+checkout.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +32,10 @@ PER_CLASS = 40  # pictures of CIFAR
 # As many steps at a time as there are: in a loop XLA's convolutions on a CPU cost four times more.
 FEWER = ("integrated_gradients.steps=8", "smooth_grad.samples=8", "smooth_grad.chunk=8")
 # What costs a network's evaluation per feature map is for fewer pictures, or for CIFAR-10 only.
+MASKED = ("sise", "ada_sise", "score_cam", "rise", "ss_cam", "is_cam")
 MASKS = ("rise.samples=1000", "extremal_perturbation.iterations=100")
-SELDOM = ("sise=8", "ada_sise=8", "score_cam=16", "rise=16", "extremal_perturbation=80")
+SELDOM = ("extremal_perturbation=8",)
+THIN = "sise=8 ada_sise=8 score_cam=16 rise=16 ss_cam=8 is_cam=8 extremal_perturbation=80".split()
 WITHOUT = ("ss_cam", "is_cam")
 WINDOWS = ("occlusion.window=75", "occlusion.stride=38", "occlusion.chunk=4")
 CURVES = ("deletion.steps", "insertion.steps")
@@ -48,10 +55,11 @@ a method is added, with
     {" ".join(COMMAND)}
 
 Deletion and insertion have {STEPS} steps, and are for one picture in {EVERY} only (CIFAR-10: in
-{EVERY_CIFAR}). Methods that run the network for every feature map explain fewer pictures too, or
-are left to CIFAR-10; extremal perturbation has few iterations. Boxes are rounded outward to whole
-pixels. Integrated gradients and SmoothGrad have fewer steps and samples than by default, and
-occlusion larger windows (CIFAR-10: smaller): each network's page says which.
+{EVERY_CIFAR}). SS-CAM and IS-CAM, dozens of evaluations per feature map, are left to CIFAR-10, and
+explain one picture in 8 there, as extremal perturbation does everywhere, which has few iterations
+too. Integrated gradients and SmoothGrad have fewer steps and samples than by default, and occlusion
+larger windows (CIFAR-10: smaller): each network's page says which. Boxes are rounded outward to
+whole pixels.
 
 {LEGEND}"""
 
@@ -90,7 +98,7 @@ CASES = {
             *("occlusion.window=8", "occlusion.stride=4"),
             *("extremal_perturbation.step=2", "extremal_perturbation.sigma=5.0"),
         ),
-        method_every=("rise=8", "ss_cam=8", "is_cam=8", "extremal_perturbation=20"),
+        method_every=(*SELDOM, "ss_cam=8", "is_cam=8"),
         without=(),
         costly_every=EVERY_CIFAR,
         batch_size=20,
@@ -117,13 +125,16 @@ def evaluate(name: str, case: Case, args) -> tuple[Standing, list[str]]:
     """Bring one network's folder up to date; also gives the pictures that can't be read."""
     weights = DATA / "weights" / f"{case.weights}.npz"
     network = networks.open_network(name, str(weights), case.model_options, case.preprocess)
+    chosen = set(args.methods or EXPLAINERS).difference(() if args.methods else case.without)
+    chunks = [f"{method}.chunk={args.chunk}" for method in MASKED if args.chunk]
+    seldom = THIN if args.thin else case.method_every
     plan = plan_evaluation(
         network,
         samples(case, args.limit),
-        [ALL],
-        options=[*case.options, *(f"{o}={args.steps}" for o in CURVES)],
+        args.methods or [ALL],
+        options=[*about([*case.options, *chunks], chosen), *(f"{o}={args.steps}" for o in CURVES)],
         costly_every=case.costly_every,
-        method_every=case.method_every,
+        method_every=about(seldom, chosen),
         without=case.without,
         batch_size=case.batch_size,
     )
@@ -133,9 +144,16 @@ def evaluate(name: str, case: Case, args) -> tuple[Standing, list[str]]:
     if args.overwrite:
         tables.clear(out)
     resume(plan, out, [method for method in args.again if method not in plan.left_out])
+    for folder in args.join:
+        tables.bring(out, folder / name)
     with bar(len(plan.data.samples) * len(plan.job.steps), sys.stderr.isatty()) as done:
         table, failures = run(plan, out, command=COMMAND, done=done, warn=complain)
     return write(out, table, plan.left_out, as_html=False), failures
+
+
+def about(words, methods: set[str]) -> list[str]:
+    """The words ``METHOD.name=value`` and ``METHOD=N`` that are about some methods."""
+    return [word for word in words if re.split("[.=]", word)[0] in methods]
 
 
 def chapter(out: Path, name: str) -> str:
@@ -150,6 +168,14 @@ def main() -> int:
     parser.add_argument(
         "--again", nargs="*", default=[], choices=list(EXPLAINERS), help="methods to compute anew"
     )
+    parser.add_argument(
+        "--methods", nargs="*", default=[], choices=list(EXPLAINERS), help="these only"
+    )
+    parser.add_argument(
+        "--join", nargs="*", type=Path, default=[], help="folders whose rows are taken over"
+    )
+    parser.add_argument("--chunk", type=int, help="masks at a time: many for a GPU")
+    parser.add_argument("--thin", action="store_true", help="few pictures for slow methods")
     parser.add_argument("--overwrite", action="store_true", help="begin anew")
     parser.add_argument("--networks", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--limit", type=int, help="pictures, to try it")

@@ -20,7 +20,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import alternate, report, summary
+from flax import nnx
+from measure import alternate, report, summary, torch_device, torch_pixels
 
 import jaxfmi
 from jaxfmi import class_score, log_odds, logit, models, probability
@@ -96,7 +97,7 @@ def speed(name: str, options) -> list[dict]:
 
 def channels(model, x, layer) -> int:
     """How many maps of a layer are not constant."""
-    a = jaxfmi.capture(class_score(model), layer)(x, 3)[1][layer][0]
+    a = jax.jit(jaxfmi.capture(class_score(model), layer))(x, 3)[1][layer][0]
     return int((a.max((0, 1)) > a.min((0, 1))).sum())
 
 
@@ -190,18 +191,19 @@ def as_theirs(chunk: int, score):
     return jaxfmi.score_cam(score, "stage4", convention="pytorch-grad-cam", chunk=chunk)
 
 
-def torch_score_cam(twin, x):
-    """pytorch-grad-cam's Score-CAM, and 16 images' forward pass, without arguments."""
+def torch_score_cam(twin, x, chunk: int = 16):
+    """pytorch-grad-cam's Score-CAM, and ``chunk`` images' forward pass, without arguments."""
     import torch
     from pytorch_grad_cam import ScoreCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    pixels = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+    pixels = torch_pixels(x)
     explainer = ScoreCAM(twin, [twin.layer4[-1]])
+    explainer.batch_size = chunk
 
     def plain():
         with torch.no_grad():
-            return twin(pixels.repeat(16, 1, 1, 1)).numpy()
+            return twin(pixels.repeat(chunk, 1, 1, 1)).float().cpu().numpy()
 
     return lambda: explainer(pixels, [ClassifierOutputTarget(3)]), plain
 
@@ -245,28 +247,35 @@ def resident(field: str) -> int:
 
 
 def gpu(options) -> list[dict]:
-    """ResNet-50's 2048 maps by Score-CAM in both precisions, over the plain forward rate."""
-    rows = []
+    """ResNet-50's 2048 maps by Score-CAM in two precisions, with pytorch-grad-cam's beside it."""
+    import torch
+    from explain import torch_twin
+
+    rows, x = [], image(options.side)
+    twin, model = torch_twin("resnet50")
+    weights = functional(model)[1]
     for kind in (jnp.float32, jnp.bfloat16):
         model = models.resnet50(dtype=kind)
+        nnx.update(model, weights)
+        maps = channels(model, x[0], "stage4")
         apply, params = functional(model)
-        batch, x = jnp.asarray(image(options.side, options.chunk)), image(options.side)[0]
-        make = functools.partial(jaxfmi.score_cam, layer="stage4", chunk=options.chunk)
-        run, forward = compiled(model, probability, make), functools.partial(jax.jit(apply), params)
-        passes = -(-2048 // options.chunk)
+        batch = jnp.asarray(image(options.side, options.chunk))
+        run = compiled(model, logit, functools.partial(as_theirs, options.chunk))
+        forward, passes = functools.partial(jax.jit(apply), params), -(-maps // options.chunk)
+        theirs, plain = torch_score_cam(twin, x, options.chunk)
         contestants = {
-            "forward": lambda f=forward, b=batch, n=passes: [f(b) for _ in range(n)],
-            "score_cam": lambda run=run, x=x: run(x, None),
+            "jaxfmi": lambda run=run: run(x[0], None),
+            "pytorch-grad-cam": theirs,
+            "jaxfmi, plain": lambda f=forward, b=batch, n=passes: [f(b) for _ in range(n)],
+            "PyTorch, plain": lambda p=plain, n=passes: [p() for _ in range(n)],
         }
-        found = summary(alternate(contestants, options.runs), against="score_cam")
-        rows.append(
-            {
-                "precision": jnp.dtype(kind).name,
-                "masks/s": 2048 / found["score_cam"]["seconds"],
-                "plain images/s": passes * options.chunk / found["forward"]["seconds"],
-                "share": found["forward"]["ratio"] * 2048 / (passes * options.chunk),
-            }
-        )
+        with torch.autocast(torch_device(), torch.bfloat16, enabled=kind == jnp.bfloat16):
+            seconds = alternate(contestants, options.runs)
+        for what, row in summary(seconds, against="jaxfmi").items():
+            images = passes * options.chunk if "plain" in what else maps
+            rows.append({"precision": jnp.dtype(kind).name, "what": what, "images": images})
+            rows[-1] |= {"images/s": images / row["seconds"], "time / jaxfmi": row["ratio"]}
+            print(*rows[-1].values(), flush=True)
     return rows
 
 

@@ -17,12 +17,31 @@ from typing import Any
 
 import flax
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 import jaxfmi
 
 RESULTS = Path(__file__).parent / "results"
+
+jax.config.update("jax_default_matmul_precision", "highest")  # a GPU would take TF32 for float32
+
+
+def torch_device() -> str:
+    """Where PyTorch is to compute: where JAX does, and in full float32 too."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def torch_pixels(images):
+    """Images [N, H, W, C] as PyTorch has them, [N, C, H, W] on its device."""
+    import torch
+
+    pixels = np.ascontiguousarray(np.moveaxis(np.asarray(images), -1, 1))
+    return torch.from_numpy(pixels).to(torch_device())
 
 
 def alternate(contestants: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:

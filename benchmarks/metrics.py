@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from explain import torch_twin
-from measure import alternate, report, summary
+from measure import alternate, report, summary, torch_device, torch_pixels
 
 from jaxfmi import class_score, models
 from jaxfmi.metrics import deletion, deletion_curve, insertion
@@ -125,18 +125,19 @@ def pixel_flipping(twin, images, maps, labels, step: int):
     )
     pixels = np.moveaxis(np.asarray(images), -1, 1).copy()
     maps, labels = np.asarray(maps)[:, None], np.asarray(labels)
-    return lambda: metric(twin, pixels, labels, maps.copy(), channel_first=True, softmax=True)
+    options = {"channel_first": True, "softmax": True, "device": torch_device()}
+    return lambda: metric(twin, pixels, labels, maps.copy(), **options)
 
 
 def torch_forward(twin, images, evaluations: int):
     """PyTorch's forward pass, in the batches in which Quantus asks for it."""
     import torch
 
-    pixels = torch.from_numpy(np.moveaxis(np.asarray(images), -1, 1).copy())
+    pixels = torch_pixels(images)
 
     def run():
         with torch.inference_mode():
-            return [twin(pixels).numpy() for _ in range(evaluations)][-1]
+            return [twin(pixels).cpu().numpy() for _ in range(evaluations)][-1]
 
     return run
 

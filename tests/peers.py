@@ -16,11 +16,14 @@ def import_torchvision() -> ModuleType:
     fails on the first that has no schema: any schema will do, for none of them is called.
     """
     torch = pytest.importorskip("torch", reason="needs the extra `peers`: torch")
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in COMPILED:
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor x) -> Tensor")
-    import torchvision
+    try:
+        import torchvision
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in COMPILED:
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(f"{name}(Tensor x) -> Tensor")
+        import torchvision
 
-    torchvision.declared = library  # the operators live as long as their library
+        torchvision.declared = library  # the operators live as long as their library
     return torchvision

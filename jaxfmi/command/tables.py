@@ -60,6 +60,15 @@ def add(out: Path, table: Table) -> None:
     _write(folder / f"{index:07}.{method}.parquet", table)
 
 
+def bring(out: Path, other: Path) -> None:
+    """Take over what is in another folder, finished or not: as parts, with others' rows kept."""
+    (out / PARTS).mkdir(parents=True, exist_ok=True)
+    for path in [other / TABLE, *sorted((other / PARTS).glob("*.parquet"))]:
+        if path.is_file():
+            name = f"{other.parent.name}.{path.name}"
+            shutil.copyfile(path, out / PARTS / name)
+
+
 def finish(out: Path, table: Table, curves: bool = False) -> Table:
     """Make everything one file, ``table.parquet``, and take the parts away.
 
