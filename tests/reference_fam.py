@@ -182,7 +182,7 @@ def point_to_point(layers, a, b) -> np.ndarray:
 
 def clipped(p) -> np.ndarray:
     """Divided by the maximum, then without negatives; 0 where there is nothing positive."""
-    return divide(np.maximum(p, 0), p.max()) if p.max() > 0 else np.zeros_like(p)
+    return divide(np.maximum(p, 0), p.max())
 
 
 def overall(p, clip: bool = False) -> tuple[np.ndarray, np.ndarray]:

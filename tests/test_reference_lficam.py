@@ -332,6 +332,7 @@ def test_attention_off_is_the_baseline():
 
 def test_uniform_attention_is_the_mean_activation():
     got = ref.lfi_cam(golden_net("lfi"), golden_image(), attention="uniform")
+    close(got["importance"], 1 / 64)
     mean = got["features"].mean(3)
     low, high = (f((1, 2))[:, None, None] for f in (mean.min, mean.max))
     close(got["attention"][..., 0], (mean - low) / (high - low))
@@ -412,6 +413,12 @@ def test_the_peak_wraps():
     peak = ref.reference_mask(blob(16, 12)), ref.reference_mask(blob(16, 12), wrap=False)
     assert [mask[16, 12].any() for mask in peak] == [False, True]
     assert (peak[0] ^ peak[1]).sum() == 3
+
+
+def test_the_threshold_itself_is_below():
+    written = np.array([[0, 100, 101, 255]]) / 255
+    assert ref.reference_mask(written)[0, :, 0].tolist() == [False, False, True, False]
+    assert ref.image_iou(np.array([[0, 100, 101, 256]]), np.array([[0, 0, 1, 1]])) == 1
 
 
 def test_empty_maps():
