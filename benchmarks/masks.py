@@ -255,7 +255,7 @@ def gpu(options) -> list[dict]:
     twin, model = torch_twin("resnet50")
     weights = functional(model)[1]
     for kind in (jnp.float32, jnp.bfloat16):
-        model = models.resnet50(dtype=kind)
+        model = nnx.eval_shape(functools.partial(models.resnet50, dtype=kind))
         nnx.update(model, weights)
         maps = channels(model, x[0], "stage4")
         apply, params = functional(model)
