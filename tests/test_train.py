@@ -15,7 +15,9 @@ from PIL import Image
 from jaxfmi.models.demo import DemoNet
 from jaxfmi.train import classifier
 from jaxfmi.train.card import command, cover, inside
-from jaxfmi.train.data import augment, load_split
+from jaxfmi.train.augment import augment
+from jaxfmi.train.config import parse
+from jaxfmi.train.data import load_split
 
 
 def pack(path, n, seed):
@@ -48,11 +50,10 @@ def config(tmp_path):
         out=str(tmp_path / "run"),
         epochs=4,
         batch_size=8,
-        sizes=(16,),
         learning_rate=0.001,
         layer="",
-        warmup_epochs=0,
         ema=0.5,
+        devices=1,
     )
 
 
@@ -151,7 +152,7 @@ def test_pictures_come_back_as_they_were_packed(tmp_path):
 
 def test_augment_without_changes_is_the_picture_or_its_mirror_image():
     images = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3), np.uint8)
-    x = np.asarray(augment(jax.random.key(0), images, 12, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)) * 255
+    x = np.asarray(augment(jax.random.key(0), images, flip=True)) * 255
     for got, image in zip(x, images, strict=True):
         assert min(abs(got - image).max(), abs(got - image[:, ::-1]).max()) < 1
 
@@ -169,7 +170,7 @@ def test_augment_resizes_within_range_and_depends_on_the_key():
 
 def test_command_line_says_the_whole_config():
     config = classifier.Config("d", "o", sizes=(32, 48), label_smoothing=0.2, note="two words")
-    assert classifier._config(shlex.split(command(config))[3:]) == config
+    assert parse(shlex.split(command(config))[3:]) == config
 
 
 def test_boxes_include_both_ends():
