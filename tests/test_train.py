@@ -1,6 +1,7 @@
 """The training loop on a handful of synthetic pictures: two classes, told apart by their colour."""
 
 import io
+import itertools
 import json
 import shlex
 from dataclasses import replace
@@ -13,7 +14,7 @@ from flax import nnx
 from PIL import Image
 
 from jaxfmi.models.demo import DemoNet
-from jaxfmi.train import classifier
+from jaxfmi.train import classifier, loop
 from jaxfmi.train.card import command, cover, inside
 from jaxfmi.train.augment import augment
 from jaxfmi.train.config import parse
@@ -103,18 +104,18 @@ def test_same_seed_same_weights(config, tmp_path):
 
 
 def test_goes_on_from_the_checkpoint(config, tmp_path, monkeypatch):
+    config = replace(config, save_every=3)
     whole = classifier.main(replace(config, out=str(tmp_path / "whole")), Net())
-    epoch = classifier._epoch
+    batches = loop.batches
 
-    def power_cut(number, *rest):
-        if number == 2:
-            raise KeyboardInterrupt
-        return epoch(number, *rest)
+    def power_cut(*args):
+        yield from itertools.islice(batches(*args), 8)
+        raise RuntimeError("power cut")
 
-    monkeypatch.setattr(classifier, "_epoch", power_cut)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(loop, "batches", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
         classifier.main(config, Net())
-    monkeypatch.setattr(classifier, "_epoch", epoch)
+    monkeypatch.setattr(loop, "batches", batches)
     halves = classifier.main(config, Net(seed=5))
     assert [line["epoch"] for line in log(config)] == [0, 1, 2, 3]
     assert all((a == b).all() for a, b in zip(weights(whole), weights(halves), strict=True))
@@ -137,7 +138,7 @@ def test_nan_stops_with_a_message(config):
 
 def test_missing_data_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere_train\.npz.*--data"):
-        classifier.load_data(tmp_path / "nowhere")
+        classifier.load_data(classifier.Config(str(tmp_path / "nowhere"), "out"))
     np.savez(tmp_path / "set_val.npz", labels=np.zeros(1))
     with pytest.raises(ValueError, match=r"lacks \['blob', 'offsets', 'names'\].*'labels'"):
         load_split(tmp_path / "set_val.npz")
@@ -159,8 +160,10 @@ def test_augment_without_changes_is_the_picture_or_its_mirror_image():
 
 def test_augment_resizes_within_range_and_depends_on_the_key():
     images = np.full((4, 12, 12, 3), 200, np.uint8)
+    changes = {"pad": 2, "flip": True, "min_scale": 0.3, "stretch": 1.5, "jitter": 0.4}
+    changes |= {"grey": 0.1, "cast": 0.1, "erase": 0.5}
     a, b = (
-        augment(jax.random.key(seed), images, 20, 0.3, 1.5, 0.4, 0.1, 0.1, 0.5) for seed in (0, 1)
+        augment(jax.random.key(seed), images, 20, **changes) for seed in (0, 1)
     )
     assert a.shape == (4, 20, 20, 3)
     assert a.min() >= 0

@@ -1,4 +1,4 @@
-"""Where pictures come from: packed files, image folders, tensorflow-datasets, digits on textures."""
+"""Where pictures come from: packed files, folders, tensorflow-datasets, digits on textures."""
 
 import io
 import re
@@ -52,7 +52,7 @@ def open_source(name: str, data_dir: str = "") -> dict[str, Any]:
     """Open a data set: its splits by name, `train` and any of `val` and `test`.
 
     Raises:
-      FileNotFoundError: there is nothing of that name, or it is not prepared; says what prepares it.
+      FileNotFoundError: there is nothing of that name, or it is not prepared; says how to.
       ValueError: it is broken.
       ImportError: it needs a package that is absent.
     """
@@ -146,7 +146,8 @@ def _split(where: str, images: Sequence[np.ndarray], labels, names, wnids=(), bo
     labels = np.asarray(labels, np.int32)
     if wrong := sorted({*labels.tolist()} - {*range(len(names))}):
         raise ValueError(
-            f"{where} has the label {wrong[0]}; it names {len(names)} classes, 0 to {len(names) - 1}"
+            f"{where} has the label {wrong[0]}; it names {len(names)} classes, 0 to "
+            f"{len(names) - 1}"
         )
     return Split(np.stack(images), labels, boxes, tuple(names), tuple(wnids))
 
@@ -163,11 +164,13 @@ def _digits() -> dict[str, Any]:
 
 
 def _folders(path: Path) -> dict[str, Any]:
-    """Class folders in `train` and its companions; a class's number is its place in the alphabet."""
+    """Class folders in `train` and beside it; a class's number is its place in the alphabet."""
     names = tuple(sorted(p.name for p in (path / "train").iterdir() if p.is_dir()))
     found = {"train": path / "train"}
     for split, spellings in SPLITS.items():
-        found |= {split: path / name for name in spellings if (path / name).is_dir()}
+        for name in spellings:
+            if (path / name).is_dir():
+                found[split] = path / name
     return {split: _folder(folder, names) for split, folder in found.items()}
 
 
