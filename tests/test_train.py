@@ -162,9 +162,7 @@ def test_augment_resizes_within_range_and_depends_on_the_key():
     images = np.full((4, 12, 12, 3), 200, np.uint8)
     changes = {"pad": 2, "flip": True, "min_scale": 0.3, "stretch": 1.5, "jitter": 0.4}
     changes |= {"grey": 0.1, "cast": 0.1, "erase": 0.5}
-    a, b = (
-        augment(jax.random.key(seed), images, 20, **changes) for seed in (0, 1)
-    )
+    a, b = (augment(jax.random.key(seed), images, 20, **changes) for seed in (0, 1))
     assert a.shape == (4, 20, 20, 3)
     assert a.min() >= 0
     assert a.max() <= 1

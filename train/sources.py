@@ -254,7 +254,8 @@ def _records(builder: Any, split: str) -> Split | Records:
         return Records(read, len(source), names)
     pairs = [read(index) for index in range(len(source))]
     images, labels = zip(*pairs, strict=True)
-    return _split(f"{builder.name}/{split}", images, labels, names)
+    boxes = np.stack([record["box"] for record in source]) if "box" in features else None
+    return _split(f"{builder.name}/{split}", images, labels, names, boxes=boxes)
 
 
 def _read_record(source: Any, image: str, label: str, index: int) -> tuple[np.ndarray, int]:
