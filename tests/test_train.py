@@ -15,8 +15,8 @@ from PIL import Image
 
 from jaxfmi.models.demo import DemoNet
 from jaxfmi.train import classifier, loop
-from jaxfmi.train.card import command, cover, inside
 from jaxfmi.train.augment import augment
+from jaxfmi.train.card import command, cover, inside
 from jaxfmi.train.config import parse
 from jaxfmi.train.data import load_split
 
