@@ -30,6 +30,7 @@ FEWER = ("integrated_gradients.steps=8", "smooth_grad.samples=8", "smooth_grad.c
 MASKS = ("rise.samples=1000", "extremal_perturbation.iterations=100")
 SELDOM = ("sise=8", "ada_sise=8", "score_cam=16", "rise=16", "extremal_perturbation=80")
 WITHOUT = ("ss_cam", "is_cam")
+NO_MAP = ("lfi_cam",)  # these networks make no map of their own
 WINDOWS = ("occlusion.window=75", "occlusion.stride=38", "occlusion.chunk=4")
 CURVES = ("deletion.steps", "insertion.steps")
 STEPS = 8  # of the curves
@@ -124,7 +125,7 @@ def evaluate(name: str, case: Case, args) -> tuple[Standing, list[str]]:
         options=[*case.options, *(f"{o}={args.steps}" for o in CURVES)],
         costly_every=case.costly_every,
         method_every=case.method_every,
-        without=case.without,
+        without=(*case.without, *NO_MAP),
         batch_size=case.batch_size,
     )
     for method, why in plan.left_out.items():
