@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-__all__ = ["best", "latest", "read_meta", "restore", "save", "saving"]
+__all__ = ["best", "latest", "named", "read", "read_meta", "restore", "save", "saving"]
 
 Save = Callable[..., None]
 
@@ -41,7 +41,7 @@ def saving(folder: str | Path, keep: int = 1) -> Iterator[Save]:
     def save(step: int, state: Any, meta: Mapping[str, Any] | None = None, score=None) -> None:
         with _telling(folder, step):
             manager.wait_until_finished()
-            arrays = {name: _to_host(leaf) for name, leaf in _named(state).items()}
+            arrays = {name: _to_host(leaf) for name, leaf in named(state).items()}
             items = {
                 "state": ocp.args.StandardSave(arrays),
                 "meta": ocp.args.JsonSave({**(meta or {}), "score": score}),
@@ -75,15 +75,27 @@ def restore(folder: str | Path, state: Any, step: int | None = None) -> tuple[in
     found = latest(folder) if step is None else step
     if found is None:
         return -1, state
-    like = _named(state)
-    with _reading(folder, found) as manager:
-        there = manager.item_metadata(found)["state"]
-        _compare(_place(folder, found), {k: tuple(v.shape) for k, v in there.items()}, like)
-        empty = {name: np.zeros_like(_to_host(leaf)) for name, leaf in like.items()}
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(empty))
-        arrays = manager.restore(found, args=items)["state"]
-    leaves = [_from_host(arrays[name], leaf) for name, leaf in like.items()]
+    like, there = named(state), read(folder, found)
+    here = {name: np.shape(_to_host(leaf)) for name, leaf in like.items()}
+    shapes = {name: array.shape for name, array in there.items()}
+    if wrong := sorted(n for n in here.keys() | there.keys() if here.get(n) != shapes.get(n)):
+        name = wrong[0]
+        raise ValueError(
+            f"{_place(folder, found)} is of another network or recipe: {len(wrong)} arrays differ, "
+            f"such as {name}, which has shape {shapes.get(name, 'none')} there and "
+            f"{here.get(name, 'none')} here"
+        )
+    leaves = [_from_host(there[name], leaf) for name, leaf in like.items()]
     return found, jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+def read(folder: str | Path, step: int) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint by their paths. Raises ValueError where it can't be read."""
+    with _reading(folder, step) as manager:
+        there = manager.item_metadata(step)["state"]
+        empty = {name: np.zeros(array.shape, array.dtype) for name, array in there.items()}
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(empty))
+        return manager.restore(step, args=items)["state"]
 
 
 def read_meta(folder: str | Path, step: int) -> dict[str, Any]:
@@ -105,6 +117,12 @@ def best(folder: str | Path) -> int | None:
     return max(reversed(there), key=lambda step: there[step], default=None)
 
 
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, such as `model.head.kernel`."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in paths}
+
+
 def _score(metrics: Mapping[str, float]) -> float:
     return metrics["score"]
 
@@ -116,23 +134,6 @@ def _steps(folder: str | Path) -> list[int]:
 
 def _place(folder: str | Path, step: int) -> str:
     return f"the checkpoint '{Path(folder) / str(step)}'"
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in paths}
-
-
-def _compare(place: str, there: Mapping[str, tuple], like: Mapping[str, Any]) -> None:
-    """Raise ValueError where a checkpoint's arrays have other names or shapes than a tree's."""
-    here = {name: np.shape(_to_host(leaf)) for name, leaf in like.items()}
-    if wrong := sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n)):
-        name = wrong[0]
-        raise ValueError(
-            f"{place} is of another network or recipe: {len(wrong)} arrays differ, such as {name}, "
-            f"which has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"
-        )
 
 
 def _to_host(leaf: Any) -> np.ndarray:
@@ -159,15 +160,12 @@ def _reading(folder: str | Path, step: int) -> Iterator[ocp.CheckpointManager]:
     try:
         with ocp.CheckpointManager(Path(folder).absolute(), item_handlers=handlers) as manager:
             yield manager
-    except Exception as error:
-        place = _place(folder, step)
-        if isinstance(error, ValueError) and str(error).startswith(place):
-            raise
+    except Exception as error:  # readers raise whatever they trip over in broken files
         others = [s for s in _steps(folder) if s != step]
         rest = f"there are also those of steps {others}" if others else "there is no other"
         raise ValueError(
-            f"{place} can't be read, it may be half-written ({_first(error)}): remove its folder; "
-            f"{rest}"
+            f"{_place(folder, step)} can't be read, it may be half-written "
+            f"({_first(error)}): remove its folder; {rest}"
         ) from error
 
 

@@ -233,7 +233,8 @@ def _maps(run: Run, model: nnx.State, split: Split | Records):
 
 def _save(run: Run, save: Save, state: State, at: int, score: float | None) -> None:
     means(run, state, at)  # what is not finite is never saved
-    save(at, state, {"config": asdict(run.config), "position": at}, score)
+    meta = {"config": asdict(run.config), "position": at}
+    save(at, state, meta | {"classes": run.data["train"].names}, score)
 
 
 def _speed(run: Run, last: Mark, now: Mark) -> float:
