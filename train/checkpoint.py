@@ -1,5 +1,6 @@
 """Keep the state of a run on disk, so that it can stop and go on as if it had not."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ def saving(folder: str | Path, keep: int = 1) -> Iterator[Save]:
                 "state": ocp.args.StandardSave(arrays),
                 "meta": ocp.args.JsonSave({**(meta or {}), "score": score}),
             }
-            metrics = None if score is None else {"score": float(score)}
+            metrics = {"score": -math.inf if score is None else float(score)}
             manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
     try:

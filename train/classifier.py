@@ -27,7 +27,7 @@ from jaxfmi.train.attention import health
 from jaxfmi.train.augment import augment, normalise
 from jaxfmi.train.card import card
 from jaxfmi.train.config import Config, parse
-from jaxfmi.train.data import Data, Records, Split, count, load_data, sweep
+from jaxfmi.train.data import Data, Records, Split, load_data, steps_in_epoch, sweep
 from jaxfmi.train.journal import journal
 from jaxfmi.train.loop import Run, State, spread
 from jaxfmi.train.schedule import optimizer as make_optimizer
@@ -167,8 +167,8 @@ def main(
 def _begin(config: Config, model: nnx.Module, data: Data) -> tuple[Run, State]:
     """Check that the parts fit, and make the first state."""
     whole, batch = spread(config)
-    steps = count(data["train"]) // config.batch_size
-    optimizer = nnx.Optimizer(model, make_optimizer(config, max(steps, 1)), wrt=nnx.Param)
+    steps = steps_in_epoch(data["train"], config)
+    optimizer = nnx.Optimizer(model, make_optimizer(config, steps), wrt=nnx.Param)
     (graph, weights), (rest, momentum) = nnx.split(model), nnx.split(optimizer)
     first = next(sweep(data["train"], config, 1)).images[:1]
     sums = loop.zeros(_figures(model, first, len(data["train"].names)))

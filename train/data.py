@@ -56,8 +56,7 @@ def batches(split: Split | Records, config: Config, start: int = 0) -> Iterator[
     import grain
 
     n, size = count(split), config.batch_size
-    if n < size:
-        raise ValueError(f"{n} pictures to train on fill no batch of {size}")
+    steps_in_epoch(split, config)
     read = partial(_random, partial(_read, split), config.size, config.min_scale, config.stretch)
     indices = grain.MapDataset.range(n).seed(config.seed).shuffle().batch(size, drop_remainder=True)
     dataset = indices.repeat(config.epochs).random_map(read).slice(slice(start, None))
@@ -80,6 +79,15 @@ def sweep(split: Split | Records, config: Config, limit: int | None = None) -> I
 def count(split: Split | Records) -> int:
     """The number of pictures."""
     return len(split.labels) if isinstance(split, Split) else split.count
+
+
+def steps_in_epoch(split: Split | Records, config: Config) -> int:
+    """The number of whole batches. Raises ValueError where there is none."""
+    if not (steps := count(split) // config.batch_size):
+        raise ValueError(
+            f"{count(split)} pictures to train on fill no batch of {config.batch_size}"
+        )
+    return steps
 
 
 def _iterate(dataset, workers: int) -> Iterator[Batch]:

