@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxfmi.explainer import HW, wide
+from jaxfmi.explainer import wide
 from jaxfmi.models.densenet import densenet_bc
 from jaxfmi.models.layers import ConvNorm, Options, draw_as_torch
 from jaxfmi.models.resnet import projected_resnet, resnet18, resnet50
@@ -67,7 +67,7 @@ def masked_features(features: jax.Array, image: jax.Array) -> jax.Array:
 
 def _unit_channels(features: jax.Array) -> jax.Array:
     """(F - min) / (max - min) over positions; 1 where F is constant, then 0 where F is 0."""
-    scaled = _unit(features, HW, constant=jnp.ones_like(features))
+    scaled = _unit(features, constant=jnp.ones_like(features))
     return jnp.where(features == 0, 0, scaled)
 
 
@@ -88,7 +88,7 @@ def attention_map(features: jax.Array, importance: jax.Array) -> jax.Array:
             f"attention has to choose between positions, the maps have one: {features.shape}"
         )
     mixed = jax.nn.relu(jnp.einsum("...hwc,...c->...hw", wide(features), wide(importance)))
-    return _unit(mixed[..., None], HW, constant=mixed[..., None])
+    return _unit(mixed[..., None], constant=mixed[..., None])
 
 
 def attend(features: jax.Array, attention: jax.Array) -> jax.Array:
@@ -96,9 +96,16 @@ def attend(features: jax.Array, attention: jax.Array) -> jax.Array:
     return (1 + attention) * features
 
 
-def _unit(x: jax.Array, axes: tuple[int, ...], constant: jax.Array) -> jax.Array:
-    """(x - min) / (max - min) over axes, `constant` where that is 0/0; its gradient is finite."""
-    low, high = (f(axes, keepdims=True) for f in (x.min, x.max))
+def _unit(x: jax.Array, constant: jax.Array) -> jax.Array:
+    """(x - min) / (max - min) over positions; `constant` where that is 0/0. Finite gradients.
+
+    The extremes are taken by their index, so that one position gets their gradient, as in torch.
+    That of `jnp.max` goes to where x equals its maximum, and is lost where XLA computes x a second
+    time with another rounding.
+    """
+    flat = x.reshape(*x.shape[:-3], -1, x.shape[-1])
+    places = (f(flat, -2, keepdims=True) for f in (jnp.argmin, jnp.argmax))
+    low, high = (jnp.take_along_axis(flat, i, -2)[..., None, :] for i in places)
     varies = high > low
     return jnp.where(varies, (x - low) / jnp.where(varies, high - low, 1), constant)
 
