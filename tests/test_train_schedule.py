@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from attention_nets import LABELS, closed_form_images, golden_net
+from flax import nnx
 from training_run import config
 
+from jaxfmi.train import classifier, loop
 from jaxfmi.train.schedule import optimizer, schedule
 
 
@@ -57,3 +60,28 @@ def test_warming_up_ends_at_the_highest_rate():
         rate = schedule(config("out", schedule=name, warmup_epochs=2, learning_rate=1.0), 10)
         np.testing.assert_allclose([rate(s) for s in (0, 10, 20)], [0, 0.5, 1], atol=1e-6)
     assert float(rate(100)) < 1e-6
+
+
+GOLDEN = {
+    "lfi": [1.26324559, 0.70473419, 0.46857225, 0.29047087],
+    "abn": [2.13228056, 1.71711452, 1.44631902, 1.27782955],
+}
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+def test_four_steps_of_the_loop_are_the_authors(kind):
+    """The whole step, with the two heads of ABN, from the closed-form weights in float64."""
+    changes = {"learning_rate": 0.1, "mean": (0.0,) * 3, "std": (1.0,) * 3, "batch_size": 4}
+    run = config("out", epochs=4, drops=(), pad=0, flip=False, ema=0.0, **changes)
+    with jax.enable_x64(True):
+        model = nnx.merge(*golden_net(kind))
+        data = {"train": classifier.Split(np.uint8(closed_form_images()), LABELS, None, "abc", ())}
+        _, state = classifier._begin(run, model, data)
+        rest = nnx.Optimizer(model, optimizer(run, 1), wrt=nnx.Param)
+        graphs = nnx.split(model)[0], nnx.split(rest)[0]
+        step = jax.jit(lambda s, x: classifier.train_step(graphs, s, x, LABELS, config=run))
+        losses = []
+        for _ in GOLDEN[kind]:
+            state = step(state._replace(sums=loop.zeros(state.sums)), closed_form_images() * 255)
+            losses.append(float(state.sums["loss"]))
+    np.testing.assert_allclose(losses, GOLDEN[kind], rtol=0, atol=1e-8)

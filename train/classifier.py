@@ -149,6 +149,7 @@ def main(
     """
     stop_at = time.monotonic() + (config.time_budget or np.inf)
     data = load_data(config) if data is None else data
+    _check(config, data)
     if model is None:
         options = config.model_options, config.precision, config.seed
         model = networks.build(config.model, len(data["train"].names), *options)
@@ -164,8 +165,22 @@ def main(
     return _finish(run, model, state)
 
 
+def _check(config: Config, data: Data) -> None:
+    """Raise ValueError for what can be seen before a network is built."""
+    spread(config)
+    steps_in_epoch(data["train"], config)
+    folder = Path(config.out, "checkpoint")
+    if (at := checkpoint.latest(folder)) is None:
+        return
+    there = checkpoint.read_meta(folder, at)["config"]
+    here = json.loads(json.dumps(asdict(config)))
+    if other := [k for k in here if k not in FREE and here[k] != there.get(k, here[k])]:
+        changes = ", ".join(f"{k} {there[k]!r}, not {here[k]!r}" for k in other)
+        raise ValueError(f"the run in '{config.out}' has {changes}: give another --out, or these")
+
+
 def _begin(config: Config, model: nnx.Module, data: Data) -> tuple[Run, State]:
-    """Check that the parts fit, and make the first state."""
+    """Compile nothing yet, and make the first state."""
     whole, batch = spread(config)
     steps = steps_in_epoch(data["train"], config)
     optimizer = nnx.Optimizer(model, make_optimizer(config, steps), wrt=nnx.Param)
@@ -203,18 +218,12 @@ def _figures(model: nnx.Module, images: np.ndarray, classes: int) -> list[str]:
 
 
 def _resume(run: Run, state: State) -> tuple[int, State]:
-    """The latest checkpoint of a run with the same options, or else its beginning."""
+    """The latest checkpoint, or else the beginning."""
     run.out.mkdir(parents=True, exist_ok=True)
-    here = json.loads(json.dumps(asdict(run.config)))
-    at = checkpoint.latest(run.folder)
-    if at is None:
-        (run.out / "config.json").write_text(json.dumps(here, indent=1) + "\n")
-        return 0, state
-    there = checkpoint.read_meta(run.folder, at)["config"]
-    if other := [k for k in here if k not in FREE and here[k] != there.get(k, here[k])]:
-        changes = ", ".join(f"{k} {there[k]!r}, not {here[k]!r}" for k in other)
-        raise ValueError(f"the run in '{run.out}' has {changes}: give another --out, or these")
-    return checkpoint.restore(run.folder, state, at)
+    if checkpoint.latest(run.folder) is None:
+        (run.out / "config.json").write_text(json.dumps(asdict(run.config), indent=1) + "\n")
+    at, state = checkpoint.restore(run.folder, state)
+    return max(at, 0), state
 
 
 def _finish(run: Run, model: nnx.Module, state: State) -> nnx.Module:
