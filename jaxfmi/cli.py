@@ -36,6 +36,7 @@ from jaxfmi.command.terminal import (
     one_line,
     split,
 )
+from jaxfmi.command.train import evaluate_classifier, train
 from jaxfmi.models import MODELS
 from jaxfmi.report import panel
 
@@ -212,6 +213,8 @@ def explain(
 
 
 app.command()(evaluate)
+app.command()(train)
+app.command()(evaluate_classifier)
 
 
 @app.command()

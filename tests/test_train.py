@@ -1,6 +1,7 @@
 """The training loop on a handful of synthetic pictures: two classes, told apart by their colour."""
 
 import io
+import itertools
 import json
 import shlex
 from dataclasses import replace
@@ -13,9 +14,11 @@ from flax import nnx
 from PIL import Image
 
 from jaxfmi.models.demo import DemoNet
-from jaxfmi.train import classifier
+from jaxfmi.train import classifier, loop
+from jaxfmi.train.augment import augment
 from jaxfmi.train.card import command, cover, inside
-from jaxfmi.train.data import augment, load_split
+from jaxfmi.train.config import parse
+from jaxfmi.train.data import load_split
 
 
 def pack(path, n, seed):
@@ -48,11 +51,10 @@ def config(tmp_path):
         out=str(tmp_path / "run"),
         epochs=4,
         batch_size=8,
-        sizes=(16,),
         learning_rate=0.001,
         layer="",
-        warmup_epochs=0,
         ema=0.5,
+        devices=1,
     )
 
 
@@ -102,18 +104,18 @@ def test_same_seed_same_weights(config, tmp_path):
 
 
 def test_goes_on_from_the_checkpoint(config, tmp_path, monkeypatch):
+    config = replace(config, save_every=3)
     whole = classifier.main(replace(config, out=str(tmp_path / "whole")), Net())
-    epoch = classifier._epoch
+    batches = loop.batches
 
-    def power_cut(number, *rest):
-        if number == 2:
-            raise KeyboardInterrupt
-        return epoch(number, *rest)
+    def power_cut(*args):
+        yield from itertools.islice(batches(*args), 8)
+        raise RuntimeError("power cut")
 
-    monkeypatch.setattr(classifier, "_epoch", power_cut)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(loop, "batches", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
         classifier.main(config, Net())
-    monkeypatch.setattr(classifier, "_epoch", epoch)
+    monkeypatch.setattr(loop, "batches", batches)
     halves = classifier.main(config, Net(seed=5))
     assert [line["epoch"] for line in log(config)] == [0, 1, 2, 3]
     assert all((a == b).all() for a, b in zip(weights(whole), weights(halves), strict=True))
@@ -136,7 +138,7 @@ def test_nan_stops_with_a_message(config):
 
 def test_missing_data_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere_train\.npz.*--data"):
-        classifier.load_data(tmp_path / "nowhere")
+        classifier.load_data(classifier.Config(str(tmp_path / "nowhere"), "out"))
     np.savez(tmp_path / "set_val.npz", labels=np.zeros(1))
     with pytest.raises(ValueError, match=r"lacks \['blob', 'offsets', 'names'\].*'labels'"):
         load_split(tmp_path / "set_val.npz")
@@ -151,16 +153,16 @@ def test_pictures_come_back_as_they_were_packed(tmp_path):
 
 def test_augment_without_changes_is_the_picture_or_its_mirror_image():
     images = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3), np.uint8)
-    x = np.asarray(augment(jax.random.key(0), images, 12, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)) * 255
+    x = np.asarray(augment(jax.random.key(0), images, flip=True)) * 255
     for got, image in zip(x, images, strict=True):
         assert min(abs(got - image).max(), abs(got - image[:, ::-1]).max()) < 1
 
 
 def test_augment_resizes_within_range_and_depends_on_the_key():
     images = np.full((4, 12, 12, 3), 200, np.uint8)
-    a, b = (
-        augment(jax.random.key(seed), images, 20, 0.3, 1.5, 0.4, 0.1, 0.1, 0.5) for seed in (0, 1)
-    )
+    changes = {"pad": 2, "flip": True, "min_scale": 0.3, "stretch": 1.5, "jitter": 0.4}
+    changes |= {"grey": 0.1, "cast": 0.1, "erase": 0.5}
+    a, b = (augment(jax.random.key(seed), images, 20, **changes) for seed in (0, 1))
     assert a.shape == (4, 20, 20, 3)
     assert a.min() >= 0
     assert a.max() <= 1
@@ -169,7 +171,7 @@ def test_augment_resizes_within_range_and_depends_on_the_key():
 
 def test_command_line_says_the_whole_config():
     config = classifier.Config("d", "o", sizes=(32, 48), label_smoothing=0.2, note="two words")
-    assert classifier._config(shlex.split(command(config))[3:]) == config
+    assert parse(shlex.split(command(config))[3:]) == config
 
 
 def test_boxes_include_both_ends():
