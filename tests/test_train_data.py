@@ -145,10 +145,12 @@ def test_prepared_data_sets_need_no_tensorflow(tmp_path):
     from jaxfmi.train.prepare import prepare
 
     data = {"train": pictures(12), "test": pictures(6, 1)}
-    folder = prepare("two_colours", data, tmp_path)
+    masks = {name: split.images[..., 0] > 100 for name, split in data.items()}
+    folder = prepare("two_colours", data, tmp_path, masks)
     source = tfds.builder("two_colours", data_dir=tmp_path).as_data_source(split="train")
     assert len(source) == 12
     assert source[0]["image"].dtype == np.uint8
+    np.testing.assert_array_equal(source[0]["mask"], source[0]["image"][..., 0] > 100)
     for found in (open_source(str(folder)), open_source("two_colours", str(tmp_path))):
         for name, split in data.items():
             got = found[name]
@@ -175,6 +177,15 @@ def test_packed_pictures_can_be_prepared_only_from_memory(folder, tmp_path):
 
     with pytest.raises(ValueError, match="the split 'train' is not in memory: Records"):
         prepare("folder", open_source(str(folder)), tmp_path)
+
+
+def test_digits_by_name():
+    pytest.importorskip("sklearn", reason="needs the extra `train`: scikit-learn")
+    data = open_source("digits_on_textures(train=6,test=4,classes=2,size=32)")
+    assert data["train"].images.shape == (6, 32, 32, 3)
+    assert data["test"].names == ("below 5", "5 or more")
+    with pytest.raises(ValueError, match=r"can't be drawn with 'side=3': .*'side'"):
+        open_source("digits_on_textures(side=3)")
 
 
 def test_padding_and_cropping_moves_the_picture():

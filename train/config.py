@@ -28,8 +28,9 @@ class Config:
 
     Attributes:
       data: `<data>_train.npz` with `<data>_val.npz` or `<data>_test.npz`; a folder with `train`
-        and `val` or `test`, each of class folders; `digits_on_textures`; the name of a
-        prepared data set of tensorflow-datasets, or the folder of one.
+        and `val` or `test`, each of class folders; `digits_on_textures`, also
+        `digits_on_textures(size=32,classes=2)`; the name of a prepared data set of
+        tensorflow-datasets, or the folder of one.
       out: folder for checkpoints, `log.jsonl`, TensorBoard files, `model.safetensors` and
         `model.json`. A run that was stopped goes on from there.
       model: a name of `jaxfmi models`, or demo, the embedded network's architecture.

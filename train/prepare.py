@@ -9,20 +9,27 @@ need TensorFlow to be encoded from arrays.)
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxfmi.train.sources import Data, Split, open_source
+from jaxfmi.train.digits import draw_digits
+from jaxfmi.train.sources import DIGITS, Data, Split, open_source
 
 __all__ = ["prepare"]
 
 VERSION = "1.0.0"
 
 
-def prepare(name: str, data: Data, data_dir: str | Path, note: str = "") -> Path:
+def prepare(
+    name: str,
+    data: Data,
+    data_dir: str | Path,
+    masks: Mapping[str, np.ndarray] | None = None,
+    note: str = "",
+) -> Path:
     """Write splits that are in memory; returns the folder of the data set.
 
     Args:
@@ -30,6 +37,7 @@ def prepare(name: str, data: Data, data_dir: str | Path, note: str = "") -> Path
       data: splits by name; features are `image` uint8 [H, W, 3], `label`, and `box` int32 [4]
         (x1, y1, x2, y2 in pixels, both ends included) where a split has boxes.
       data_dir: where data sets are kept.
+      masks: for each split, [N, H, W]; they become the feature `mask`, uint8 of 0 and 1.
       note: the description.
 
     Raises:
@@ -47,6 +55,8 @@ def prepare(name: str, data: Data, data_dir: str | Path, note: str = "") -> Path
     }
     if first.boxes is not None:
         features["box"] = tfds.features.Tensor(shape=(4,), dtype=np.int32)
+    if masks is not None:
+        features["mask"] = tfds.features.Tensor(shape=first.images.shape[1:3], dtype=np.uint8)
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSION)
@@ -61,10 +71,10 @@ def prepare(name: str, data: Data, data_dir: str | Path, note: str = "") -> Path
             )
 
         def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(pictures) for split, pictures in data.items()}
+            return {split: self._generate_examples(split) for split in data}
 
-        def _generate_examples(self, pictures):
-            return _examples(pictures)
+        def _generate_examples(self, split):
+            return _examples(data[split], None if masks is None else masks[split])
 
     Builder.name = name
     builder = Builder(data_dir=str(data_dir), file_format="array_record")
@@ -72,10 +82,14 @@ def prepare(name: str, data: Data, data_dir: str | Path, note: str = "") -> Path
     return Path(builder.data_dir)
 
 
-def _examples(pictures: Split) -> Iterator[tuple[int, dict[str, Any]]]:
+def _examples(pictures: Split, masks: np.ndarray | None) -> Iterator[tuple[int, dict[str, Any]]]:
     for i, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
-        boxes = {} if pictures.boxes is None else {"box": pictures.boxes[i].astype(np.int32)}
-        yield i, {"image": image, "label": int(label)} | boxes
+        example = {"image": image, "label": int(label)}
+        if pictures.boxes is not None:
+            example["box"] = pictures.boxes[i].astype(np.int32)
+        if masks is not None:
+            example["mask"] = masks[i].astype(np.uint8)
+        yield i, example
 
 
 def _main() -> None:
@@ -84,8 +98,11 @@ def _main() -> None:
     parser.add_argument("--name", help="of the data set; else the last part of data")
     parser.add_argument("--data-dir", required=True, help="where data sets are kept")
     words = parser.parse_args()
-    name = words.name or Path(words.data).name
-    print(prepare(name, open_source(words.data), words.data_dir))
+    data, masks = open_source(words.data), None
+    if words.data == DIGITS:
+        drawn = {split: draw_digits(len(s.labels), split) for split, s in data.items()}
+        masks = {split: d.masks for split, d in drawn.items()}
+    print(prepare(words.name or Path(words.data).name, data, words.data_dir, masks))
 
 
 if __name__ == "__main__":

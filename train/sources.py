@@ -18,7 +18,7 @@ __all__ = ["Data", "Records", "Split", "hold_out", "load_split", "open_source"]
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MEMORY = 2 << 30  #: bytes of decoded pictures of one split that are kept; larger ones are read anew
 SPLITS = {"val": ("val", "validation", "valid"), "test": ("test",)}
-DIGITS = "digits_on_textures"
+DIGITS = "digits_on_textures"  #: also with options: digits_on_textures(size=32,classes=2)
 FORMS = (
     "a path before _train.npz, a folder with train and val or test (of class folders), "
     f"{DIGITS}, or a data set of tensorflow-datasets"
@@ -62,8 +62,8 @@ def open_source(name: str, data_dir: str = "") -> dict[str, Any]:
         return {"train": load_split(found)} | {
             k: load_split(p) for k, p in others.items() if p.is_file()
         }
-    if name == DIGITS:
-        return _digits()
+    if drawn := re.fullmatch(rf"{DIGITS}(\((.*)\))?", name):
+        return _digits(drawn[2] or "")
     if path.is_dir() and (path / "train").is_dir():
         return _folders(path)
     if path.is_dir() or (re.fullmatch(r"[a-z]\w*([/:][\w.:-]+)?", name) and not path.exists()):
@@ -157,10 +157,16 @@ def _decode(file: Any) -> np.ndarray:
         return np.asarray(to_rgb(image))
 
 
-def _digits() -> dict[str, Any]:
+def _digits(options: str) -> dict[str, Any]:
+    """Draw them, with options such as `size=32,classes=2`."""
     from jaxfmi.train.digits import digits_on_textures
 
-    return digits_on_textures()
+    words = [word.partition("=") for word in options.split(",") if word.strip()]
+    try:
+        given = {key.strip(): int(value) for key, _, value in words}
+        return dict(digits_on_textures(**given))
+    except TypeError as error:
+        raise ValueError(f"{DIGITS} can't be drawn with '{options}': {error}") from error
 
 
 def _folders(path: Path) -> dict[str, Any]:
