@@ -58,7 +58,7 @@ def prepare(
     if masks is not None:
         features["mask"] = tfds.features.Tensor(shape=first.images.shape[1:3], dtype=np.uint8)
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSION)
         url_infos: ClassVar[dict] = {}  # nothing is downloaded, and no list of it looked for
 
@@ -76,8 +76,8 @@ def prepare(
         def _generate_examples(self, split):
             return _examples(data[split], None if masks is None else masks[split])
 
-    Builder.name = name
-    builder = Builder(data_dir=str(data_dir), file_format="array_record")
+    Writer.name = name
+    builder = Writer(data_dir=str(data_dir), file_format="array_record")
     builder.download_and_prepare()
     return Path(builder.data_dir)
 
