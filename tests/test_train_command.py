@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, fields
 import numpy as np
 import pytest
 from PIL import Image
-from training_run import pictures
+from training_run import pictures, weights
 from typer.testing import CliRunner
 
 from jaxfmi.cli import app
@@ -16,6 +16,7 @@ from jaxfmi.models import MODELS
 from jaxfmi.models.demo import WEIGHTS
 from jaxfmi.train.card import command
 from jaxfmi.train.config import RECIPES, Config, explanations, parse, read_file
+from jaxfmi.train.finished import open_run
 from jaxfmi.train.journal import read_log
 
 TINY = ["--model", "lfi_cam_resnet8", "--model-options", "width=2", "--devices", 1]
@@ -91,14 +92,16 @@ def test_the_log_has_the_curves(trained):
 def test_evaluating_gives_the_figures_of_the_run(trained, tmp_path):
     figures = json.loads((trained / "model.json").read_text())["figures"]
     out = tmp_path / "figures.json"
-    for weights in ([], ["--weights", "last"], ["--weights", "best"]):
-        run("evaluate-classifier", trained, "--out", out, *weights)
-        found = json.loads(out.read_text())
-        assert found["split"] == "test"
-        if weights[-1:] != ["best"]:
-            assert found["figures"]["test_loss".removeprefix("test_")] == pytest.approx(
-                figures["test_loss"], rel=1e-5
-            )
+    run("evaluate-classifier", trained, "--out", out)
+    found = json.loads(out.read_text())
+    assert found["split"] == "test"
+    assert found["figures"]["loss"] == pytest.approx(figures["test_loss"], rel=1e-5)
+    _, chosen = open_run(trained)
+    _, last = open_run(trained, "last")
+    for a, b in zip(weights(chosen), weights(last), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="weights are last or best, got 'first'"):
+        open_run(trained, "first")
 
 
 def test_a_finished_run_is_not_trained_again(trained, folder):
