@@ -21,6 +21,9 @@ from jaxfmi.cam import (
 )
 from jaxfmi.afmi import FMI, afmi, afmi_terms
 
+# Explainers: maps that the network makes itself.
+from jaxfmi.attention import attention, lfi_cam
+
 # Explainers: gradients.
 from jaxfmi.gradient import (
     deconvnet,
@@ -77,6 +80,8 @@ __all__ = [
     "FMI",
     "afmi",
     "afmi_terms",
+    "attention",
+    "lfi_cam",
     "deconvnet",
     "guided_backprop",
     "guided_grad_cam",

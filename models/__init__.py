@@ -4,8 +4,33 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from flax import nnx
+from jaxfmi.models.abn import (
+    Abn,
+    abn_densenet100,
+    abn_resnet8,
+    abn_resnet18,
+    abn_resnet20,
+    abn_resnet32,
+    abn_resnet44,
+    abn_resnet50,
+    abn_resnet56,
+    abn_resnet110,
+)
 from jaxfmi.models.demo import DemoNet, Pretrained, demo_model
 from jaxfmi.models.densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
+from jaxfmi.models.lfi_cam import (
+    LfiCam,
+    lfi_cam_densenet100,
+    lfi_cam_resnet8,
+    lfi_cam_resnet18,
+    lfi_cam_resnet20,
+    lfi_cam_resnet32,
+    lfi_cam_resnet44,
+    lfi_cam_resnet50,
+    lfi_cam_resnet56,
+    lfi_cam_resnet110,
+    lfi_cam_vgg16_bn,
+)
 from jaxfmi.models.mobilenet import MobileNet, mobilenet_v1, mobilenet_v2
 from jaxfmi.models.preprocess import CAFFE, CIFAR, IMAGENET, TENSORFLOW, Preprocess
 from jaxfmi.models.pretrained import load, save
@@ -51,8 +76,16 @@ MODELS: dict[str, Entry] = {
             *(resnet18, resnet34, resnet50, resnet101, resnet152),
             *(squeezenet1_0, squeezenet1_1, mobilenet_v1, mobilenet_v2),
             *(densenet121, densenet161, densenet169, densenet201),
+            *(lfi_cam_resnet18, lfi_cam_resnet50, lfi_cam_vgg16_bn),
+            *(abn_resnet18, abn_resnet50),
         ),
-        CIFAR: (cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110),
+        CIFAR: (
+            *(cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110),
+            *(lfi_cam_resnet8, lfi_cam_resnet20, lfi_cam_resnet32, lfi_cam_resnet44),
+            *(lfi_cam_resnet56, lfi_cam_resnet110, lfi_cam_densenet100),
+            *(abn_resnet8, abn_resnet20, abn_resnet32, abn_resnet44),
+            *(abn_resnet56, abn_resnet110, abn_densenet100),
+        ),
     }.items()
     for build in builds
 }
@@ -64,15 +97,26 @@ __all__ = [
     "MODELS",
     "TENSORFLOW",
     "VGG",
+    "Abn",
     "DemoNet",
     "DenseNet",
     "demo_model",
     "Entry",
+    "LfiCam",
     "MobileNet",
     "Preprocess",
     "Pretrained",
     "ResNet",
     "SqueezeNet",
+    "abn_densenet100",
+    "abn_resnet8",
+    "abn_resnet18",
+    "abn_resnet20",
+    "abn_resnet32",
+    "abn_resnet44",
+    "abn_resnet50",
+    "abn_resnet56",
+    "abn_resnet110",
     "cifar_resnet20",
     "cifar_resnet32",
     "cifar_resnet44",
@@ -82,6 +126,16 @@ __all__ = [
     "densenet161",
     "densenet169",
     "densenet201",
+    "lfi_cam_densenet100",
+    "lfi_cam_resnet8",
+    "lfi_cam_resnet18",
+    "lfi_cam_resnet20",
+    "lfi_cam_resnet32",
+    "lfi_cam_resnet44",
+    "lfi_cam_resnet50",
+    "lfi_cam_resnet56",
+    "lfi_cam_resnet110",
+    "lfi_cam_vgg16_bn",
     "load",
     "mobilenet_v1",
     "mobilenet_v2",

@@ -95,7 +95,11 @@ class DemoNet(nnx.Module):
         self.head = nnx.Linear(widths[-1], classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Pictures [N, H, W, 3], normalised -> logits [N, classes].
+        """Pictures [N, H, W, 3], normalised -> logits [N, classes]; raises as `features` does."""
+        return self.classify(self.features(x))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """The last maps [N, H / 8, W / 8, K].
 
         Raises:
           ValueError: a side is not a multiple of 8.
@@ -105,7 +109,16 @@ class DemoNet(nnx.Module):
         x = tag(nnx.relu(self.stem(x)), "stem")
         for i, block in enumerate(self.blocks, 1):
             x = tag(block(x), f"block{i}")
+        return x
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """The logits of last maps."""
         return self.head(jnp.mean(x, axis=(-3, -2)))
+
+    @property
+    def maps(self) -> int:
+        """The number of channels of `features`."""
+        return self.head.in_features
 
 
 def demo_model() -> Pretrained:

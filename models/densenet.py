@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from itertools import product
-from typing import Unpack
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -56,10 +56,25 @@ class DenseLayer(nnx.Module):
         return self.conv2(self.conv1(x))
 
 
+class DenseBlock(nnx.Module):
+    """Dense layers, each of which sees the input and what those before it added; no tags."""
+
+    def __init__(self, inputs: int, growth: int, layers: int, *, dtype, rngs: nnx.Rngs):
+        self.layers = nnx.List(
+            DenseLayer(inputs + i * growth, growth, dtype=dtype, rngs=rngs) for i in range(layers)
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[N, H, W, inputs] -> [N, H, W, inputs + layers · growth]`."""
+        for layer in self.layers:
+            x = jnp.concatenate([x, layer(x)], axis=-1)
+        return x
+
+
 class DenseNet(nnx.Module):
     """A densely connected network `[N, H, W, channels] -> [N, num_classes]`, in evaluation mode.
 
-    Tags: `stem` (before the max pool); `block1/0` ... (a dense layer's new features), `block1`
+    `stem` is "imagenet" (7×7/2, max pool) or "cifar" (3×3), for small inputs. Tags: `stem` (before the max pool); `block1/0` ... (a dense layer's new features), `block1`
     (all of the block's features side by side), `transition1` (the transition's convolution,
     before its average pool), ..., `block4`, and `norm5`, the last normalisation after its ReLU.
     """
@@ -70,6 +85,7 @@ class DenseNet(nnx.Module):
         depths: Sequence[int],
         width: int = 64,
         *,
+        stem: Literal["imagenet", "cifar"] = "imagenet",
         num_classes: int = 1000,
         channels: int = 3,
         dtype: DTypeLike | None = None,
@@ -77,7 +93,12 @@ class DenseNet(nnx.Module):
     ):
         rngs = rngs or nnx.Rngs(0)
         common = {"dtype": dtype, "rngs": rngs}
-        self.stem = ConvNorm(channels, width, 7, stride=2, **common)
+        self.pool = stem == "imagenet"
+        self.stem = (
+            ConvNorm(channels, width, 7, stride=2, **common)
+            if self.pool
+            else ConvNorm(channels, width, 3, norm=False, bias=False, **common)
+        )
         self.blocks, self.transitions = nnx.List(), nnx.List()
         for block, depth in enumerate(depths):
             if block > 0:
@@ -90,21 +111,50 @@ class DenseNet(nnx.Module):
         self.head = nnx.Linear(width, num_classes, **common)
         self.eval()
 
-    def features(self, x: jax.Array) -> jax.Array:
-        """The last feature map `[N, h, w, K]`."""
-        x = max_pool(tag(jax.nn.relu(self.stem(x)), "stem"), 3, 2, padding=1)
-        for b, layers in enumerate(self.blocks, 1):
-            for i, layer in enumerate(layers):
-                x = jnp.concatenate([x, tag(layer(x), f"block{b}/{i}")], axis=-1)
-            x = tag(x, f"block{b}")
-            if b <= len(self.transitions):
-                x = tag(self.transitions[b - 1](x), f"transition{b}")
-                x = avg_pool(x, 2)
-        return tag(jax.nn.relu(self.norm5(x)), "norm5")
-
     def __call__(self, x: jax.Array) -> jax.Array:
         """The logits `[N, num_classes]` of `x` `[N, H, W, channels]`, of any size from 29 up."""
-        return self.head(jnp.mean(self.features(x), axis=(1, 2)))
+        return self.classify(self.features(x))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """All features of the last block side by side, `[N, h, w, K]`, of both signs."""
+        return self.last_stage(self.early(x))
+
+    def early(self, x: jax.Array) -> jax.Array:
+        """What enters the last block."""
+        x = self.stem(x)
+        if self.pool:
+            x = max_pool(tag(jax.nn.relu(x), "stem"), 3, 2, padding=1)
+        else:
+            x = tag(x, "stem")
+        for b, transition in enumerate(self.transitions, 1):
+            x = tag(transition(self._block(x, b)), f"transition{b}")
+            x = avg_pool(x, 2)
+        return x
+
+    def last_stage(self, x: jax.Array) -> jax.Array:
+        """All features of the last block from what `early` gives."""
+        return self._block(x, len(self.blocks))
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """The logits of the last block's features."""
+        x = tag(jax.nn.relu(self.norm5(x)), "norm5")
+        return self.head(jnp.mean(x, axis=(1, 2)))
+
+    @property
+    def maps(self) -> int:
+        """The number of channels of `features`."""
+        return self.head.in_features
+
+    def stage_of_stride_1(self, rngs: nnx.Rngs) -> "DenseBlock":
+        """The last block again, with weights of its own."""
+        first, layers = self.blocks[-1][0], len(self.blocks[-1])
+        inputs, growth = first.conv1.norm.num_features, first.conv2.conv.out_features
+        return DenseBlock(inputs, growth, layers, dtype=first.conv1.conv.dtype, rngs=rngs)
+
+    def _block(self, x: jax.Array, b: int) -> jax.Array:
+        for i, layer in enumerate(self.blocks[b - 1]):
+            x = jnp.concatenate([x, tag(layer(x), f"block{b}/{i}")], axis=-1)
+        return tag(x, f"block{b}")
 
     def names(self) -> dict[str, dict[str, str]]:
         """Per convention, how files call each layer; timm's names are torchvision's.
@@ -147,3 +197,9 @@ def densenet169(**options: Unpack[Options]) -> DenseNet:
 def densenet201(**options: Unpack[Options]) -> DenseNet:
     """DenseNet-201 for 224×224 images; `options` as in `Options`."""
     return DenseNet(32, (6, 12, 48, 32), **options)
+
+
+def densenet_bc(depth: int, growth: int, **options: Unpack[Options]) -> DenseNet:
+    """DenseNet-BC for 32×32 images and 10 classes, of three blocks; `options` as in `Options`."""
+    settings = Options(num_classes=10) | options
+    return DenseNet(growth, ((depth - 4) // 6,) * 3, 2 * growth, stem="cifar", **settings)

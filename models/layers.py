@@ -118,8 +118,31 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, strides, padding) -> jax.Arr
 
 
 def batch_norm(features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Batch normalisation with torch's defaults (its momentum 0.1 is 0.9 here)."""
-    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    """Batch normalisation with torch's defaults (its momentum 0.1 is 0.9 here).
+
+    The variance is the mean of squared deviations: E[x²] - E[x]² cancels.
+    """
+    exact = {"use_fast_variance": False, "dtype": dtype, "rngs": rngs}
+    return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, **exact)
+
+
+def draw_as_torch(model: nnx.Module, rngs: nnx.Rngs) -> None:
+    """Draw the weights again, in place, as the authors of most CIFAR networks do in torch.
+
+    Convolutions ~ N(0, 2 / (kernel area · outputs)), He's for the backward pass; dense layers and
+    their biases uniform in ±1 / √inputs, torch's default.
+    """
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Conv):
+            kernel = module.kernel
+            std = np.sqrt(2 / (np.prod(kernel.shape[:2]) * kernel.shape[-1]))
+            normal = jax.random.normal(rngs.params(), kernel.shape, kernel.dtype)
+            kernel.set_value(std.astype(kernel.dtype) * normal)
+        elif isinstance(module, nnx.Linear | nnx.LinearGeneral):
+            bound = (module.bias.size / module.kernel.size) ** 0.5
+            for weight in (module.kernel, module.bias):
+                uniform = partial(jax.random.uniform, minval=-bound, maxval=bound)
+                weight.set_value(uniform(rngs.params(), weight.shape, weight.dtype))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))

@@ -13,11 +13,15 @@ from jaxfmi.models.layers import ConvNorm, Options, max_pool
 from jaxfmi.taps import tag
 
 Shortcut = Callable[..., nnx.Module]
-Stem = Literal["imagenet", "cifar"]
+Stem = Literal["imagenet", "cifar", "fine"]
 
 
 class ResNetOptions(Options, total=False):
-    """`Options`, and `stem`: "imagenet" (7×7/2, max pool) or "cifar" (3×3), for small inputs."""
+    """`Options`, and `stem`: "imagenet" (7×7/2, max pool), "cifar" (3×3), or "fine".
+
+    "cifar" is for small inputs; "fine" is "imagenet" with stride 1, which doubles the size of all
+    maps and takes four times the operations.
+    """
 
     stem: Stem
 
@@ -94,8 +98,8 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ):
         rngs = rngs or nnx.Rngs(0)
-        kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1)}[stem]
-        self.pool = stem == "imagenet"
+        kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1), "fine": (7, 1)}[stem]
+        self.pool = stem != "cifar"
         self.stem = ConvNorm(channels, widths[0], kernel, stride=stride, dtype=dtype, rngs=rngs)
         self.stages, inputs = nnx.List(), widths[0]
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
@@ -108,19 +112,53 @@ class ResNet(nnx.Module):
         self.head = nnx.Linear(inputs, num_classes, dtype=dtype, rngs=rngs)
         self.eval()
 
-    def features(self, x: jax.Array) -> jax.Array:
-        """The last feature map `[N, h, w, K]`."""
-        x = tag(jax.nn.relu(self.stem(x)), "stem")
-        x = max_pool(x, 3, 2, padding=1) if self.pool else x
-        for s, stage in enumerate(self.stages, 1):
-            for b, block in enumerate(stage):
-                last = b == len(stage) - 1
-                x = tag(block(x), f"stage{s}" if last else f"stage{s}/{b}")
-        return x
-
     def __call__(self, x: jax.Array) -> jax.Array:
         """The logits `[N, num_classes]` of `x` `[N, H, W, channels]`, of any size."""
-        return self.head(jnp.mean(self.features(x), axis=(1, 2)))
+        return self.classify(self.features(x))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """The last feature map `[N, h, w, K]`."""
+        return self.last_stage(self.early(x))
+
+    def early(self, x: jax.Array) -> jax.Array:
+        """What enters the last stage."""
+        x = tag(jax.nn.relu(self.stem(x)), "stem")
+        x = max_pool(x, 3, 2, padding=1) if self.pool else x
+        for s in range(len(self.stages) - 1):
+            x = self._stage(x, s)
+        return x
+
+    def last_stage(self, x: jax.Array) -> jax.Array:
+        """The last feature map `[N, h, w, K]` from what `early` gives."""
+        return self._stage(x, len(self.stages) - 1)
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """The logits of a last feature map."""
+        return self.head(jnp.mean(x, axis=(1, 2)))
+
+    @property
+    def maps(self) -> int:
+        """The number of channels of `features`."""
+        return self.head.in_features
+
+    def stage_of_stride_1(self, rngs: nnx.Rngs) -> nnx.Sequential:
+        """The last stage again, with weights of its own, at the size of what it is given."""
+        first = self.stages[-1][0]
+        conv = first.convs[0].conv
+        inputs = (conv.in_features, *[self.maps] * (len(self.stages[-1]) - 1))
+        kinds = {"bottleneck": len(first.convs) == 3, "shortcut": type(first.shortcut)}
+        return nnx.Sequential(
+            *(
+                Block(c, conv.out_features, 1, **kinds, dtype=conv.dtype, rngs=rngs)
+                for c in inputs
+            )
+        )
+
+    def _stage(self, x: jax.Array, s: int) -> jax.Array:
+        for b, block in enumerate(self.stages[s]):
+            last = b == len(self.stages[s]) - 1
+            x = tag(block(x), f"stage{s + 1}" if last else f"stage{s + 1}/{b}")
+        return x
 
     def names(self) -> dict[str, dict[str, str]]:
         """Per convention, how files call each layer; timm's names are torchvision's."""
@@ -193,3 +231,15 @@ def cifar_resnet56(**options: Unpack[Options]) -> ResNet:
 def cifar_resnet110(**options: Unpack[Options]) -> ResNet:
     """ResNet-110 for 32×32 images and 10 classes; `options` as in `Options`."""
     return _cifar(110, options)
+
+
+def projected_resnet(depth: int, *, width: int = 16, **options: Unpack[Options]) -> ResNet:
+    """The CIFAR network as LFI-CAM and ABN have it: 1×1 convolutions as shortcuts.
+
+    From depth 44 on the blocks are bottlenecks, as many as there were basic ones, so that the
+    network has 9n + 2 layers and "110" has 164 convolutions. `width` is that of the first of three
+    stages.
+    """
+    widths, settings = (width, 2 * width, 4 * width), Options(num_classes=10) | options
+    depths = [(depth - 2) // 6] * 3
+    return ResNet(depths, widths=widths, bottleneck=depth >= 44, stem="cifar", **settings)

@@ -50,24 +50,51 @@ class VGG(nnx.Module):
         self.head = nnx.Linear(4096, num_classes, dtype=dtype, rngs=rngs)
         self.eval()
 
-    def features(self, x: jax.Array) -> jax.Array:
-        """The last activation `[N, H // 16, W // 16, 512]`, before its pool."""
-        for b, convs in enumerate(self.blocks, 1):
-            x = x if b == 1 else max_pool(x, 2, 2)
-            for c, conv in enumerate(convs, 1):
-                x = tag(jax.nn.relu(conv(x)), f"relu{b}_{c}")
-        return x
-
     def __call__(self, x: jax.Array) -> jax.Array:
         """The logits `[N, num_classes]` of `x` `[N, H, W, channels]`, of any size from 32 up.
 
         The last pool's output is averaged over a 7×7 grid, as torchvision does for every size
         exactly; the paper's network is the one at 224×224, where the average does nothing.
         """
-        x = adaptive_avg_pool(max_pool(self.features(x), 2, 2), GRID)
+        return self.classify(self.features(x))
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """The last activation `[N, H // 16, W // 16, 512]`, before its pool."""
+        return self.last_stage(self.early(x))
+
+    def early(self, x: jax.Array) -> jax.Array:
+        """What enters the last block, whose first operation is a pool."""
+        for b in range(1, len(self.blocks)):
+            x = self._block(x if b == 1 else max_pool(x, 2, 2), b)
+        return x
+
+    def last_stage(self, x: jax.Array) -> jax.Array:
+        """The last activation from what `early` gives."""
+        return self._block(max_pool(x, 2, 2), len(self.blocks))
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """The logits of a last activation."""
+        x = adaptive_avg_pool(max_pool(x, 2, 2), GRID)
         x = self.dropout(jax.nn.relu(self.fc1(x)))
         x = self.dropout(jax.nn.relu(self.fc2(x)))
         return self.head(x)
+
+    @property
+    def maps(self) -> int:
+        """The number of channels of `features`."""
+        return self.blocks[-1][-1].conv.out_features
+
+    def stage_of_stride_1(self, rngs: nnx.Rngs) -> nnx.Sequential:
+        """The last block again, with weights of its own and without its pool."""
+        conv, norm = self.blocks[-1][0].conv, self.blocks[-1][0].norm is not None
+        width, kinds = conv.out_features, {"norm": norm, "bias": True, "dtype": conv.dtype}
+        convs = (ConvNorm(width, width, 3, **kinds, rngs=rngs) for _ in self.blocks[-1])
+        return nnx.Sequential(*(layer for conv in convs for layer in (conv, jax.nn.relu)))
+
+    def _block(self, x: jax.Array, b: int) -> jax.Array:
+        for c, conv in enumerate(self.blocks[b - 1], 1):
+            x = tag(jax.nn.relu(conv(x)), f"relu{b}_{c}")
+        return x
 
     def names(self) -> dict[str, dict[str, str]]:
         """Per convention, how files call each layer: `features.N` counts ReLUs and pools too."""

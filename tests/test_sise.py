@@ -355,14 +355,16 @@ AUTO = {
     "squeezenet1_0": "96@109 256@54 512@27 1000@13",
     "squeezenet1_1": "64@111 128@55 256@27 1000@13",
     **dict.fromkeys([n for n in models.MODELS if n.startswith("cifar")], "16@32 32@16 64@8"),
+    "lfi_cam_resnet20": "16@32 32@16 64@8",
+    "abn_resnet20": "16@32 32@16 64@8",
 }
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", AUTO)
 def test_auto_is_the_specification_for_every_family(name):
     model = nnx.eval_shape(getattr(models, name))
     apply, params = functional(model)
-    side = 32 if name.startswith("cifar") else 224
+    side = models.MODELS[name].preprocess.size[0]
     x = jnp.zeros((side, side, 3))
 
     def score(x, params):

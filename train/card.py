@@ -10,21 +10,24 @@ import numpy as np
 
 from jaxfmi.cam import grad_cam
 from jaxfmi.models.preprocess import Preprocess
-from jaxfmi.train.data import Split, normalise
+from jaxfmi.train.augment import normalise
+from jaxfmi.train.data import Records, Split, sweep
 
 __all__ = ["card", "command", "cover", "inside", "pointing"]
 
 COVER = 0.7
 
 
-def card(model: Any, val: Split, config: Any, figures: dict[str, float]) -> dict[str, Any]:
+def card(
+    model: Any, val: Split | Records, config: Any, figures: dict[str, float]
+) -> dict[str, Any]:
     """Collect, ready for JSON, all that a user of the weights needs to know.
 
     `config` is the dataclass of a training script. Where the split has boxes and `config.layer` is
     not "", what `pointing` measures joins the figures.
     """
-    height, width = val.images.shape[1:3]
-    if val.boxes is not None and config.layer:
+    height, width = next(sweep(val, config, 1)).images.shape[1:3]
+    if isinstance(val, Split) and val.boxes is not None and config.layer:
         x = normalise(val.images / np.float32(255), config.mean, config.std)
         figures = figures | pointing(model, x, val.labels, val.boxes, config.layer)
     return {
@@ -43,9 +46,14 @@ def command(config: Any) -> str:
     words = ["python", "-m", "jaxfmi.train.classifier"]
     for field in fields(config):
         value = getattr(config, field.name)
-        if value != field.default:
+        option = field.name.replace("_", "-")
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words += [f"--{option}" if value else f"--no-{option}"]
+        else:
             values = value if isinstance(value, tuple) else [value]
-            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+            words += [f"--{option}", *map(str, values)]
     return shlex.join(words)
 
 

@@ -1,225 +1,262 @@
-"""Train an image classifier: the loop that made the embedded model, for any NNX classifier.
+"""Train an image classifier: any NNX network, whichever data, one device or many.
 
-    python -m jaxfmi.train.classifier --data ../shared/data/tiny_imagenet20 --out runs/demo
+    python -m jaxfmi.train.classifier --config demo --data ../data/tiny_imagenet20 --out runs/demo
 
-Five plain functions and a frozen dataclass. All randomness follows from the seed, the epoch and the
-step: a run can be repeated, and goes on from its checkpoint as if it had not stopped. No picture of
-the validation split takes part in any choice: the recipe is fixed and the last epoch counts.
+Plain functions and a frozen dataclass. All randomness follows from the seed and the step: a run
+can be repeated, and goes on from its checkpoint as if it had not stopped, whatever stopped it. A
+step is one function of the state; the batch is spread over the devices, the state is on each.
 """
 
-import argparse
 import json
-import math
 import sys
 import time
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from rich.progress import Progress
 
-from jaxfmi.models.demo import DemoNet
 from jaxfmi.models.pretrained import load, save
-from jaxfmi.train import checkpoint
+from jaxfmi.train import checkpoint, loop, networks
+from jaxfmi.train.attention import health
+from jaxfmi.train.augment import augment, normalise
 from jaxfmi.train.card import card
-from jaxfmi.train.data import Split, augment, load_data, normalise
+from jaxfmi.train.config import Config, parse
+from jaxfmi.train.data import Data, Records, Split, load_data, steps_in_epoch, sweep
+from jaxfmi.train.journal import journal
+from jaxfmi.train.loop import Run, State, spread
+from jaxfmi.train.schedule import optimizer as make_optimizer
 
-__all__ = ["Config", "eval_step", "load_data", "loss_fn", "main", "train_step"]
+__all__ = ["Config", "eval_step", "evaluate", "load_data", "loss_fn", "main", "train_step"]
 
 WEIGHTS = (nnx.Param, nnx.BatchStat)
+HEADS = {"logits": "accuracy", "aux_logits": "aux_accuracy"}  #: outputs with a loss, and its figure
+AUGMENTATIONS = ("pad", "flip", "min_scale", "stretch", "jitter", "grey", "cast", "erase")
+FREE = ("out", "keep", "save_every", "log_every", "panel_every", "time_budget", "workers")
+FREE += ("devices", "data_dir", "layer", "half", "note", "select")  # may change as a run goes on
+
+Graph = tuple[nnx.GraphDef, nnx.GraphDef]
 
 
-@dataclass(frozen=True)
-class Config:
-    """What a run is made of; every field is an option of the command line.
-
-    Attributes:
-      data: reads `<data>_train.npz` and `<data>_val.npz`.
-      out: folder for `log.jsonl`, the checkpoint, `model.safetensors` and `model.json`.
-      start: weights to start from, as `jaxfmi.models.pretrained.load` takes them, or "".
-      epochs: passes over the training split.
-      batch_size: pictures in a step; the rest of an epoch that fills no batch is left out.
-      sizes: sides of the training pictures, in equal shares of the epochs. Small pictures first
-        make a run shorter; validation takes pictures as they are.
-      learning_rate: the highest, reached after `warmup_epochs`; it falls to 0 along a cosine.
-      warmup_epochs: epochs of linear warm-up, at the most all but the last step.
-      momentum: Nesterov's.
-      weight_decay: of the loss's gradient, for tensors of rank 2 and more (no bias, no norm).
-      label_smoothing: share of the target that is spread over all classes.
-      ema: decay of the averages of weights and batch statistics: these are evaluated and kept.
-      min_scale: smallest crop, as a share of the picture's area.
-      stretch: largest change of the crop's aspect ratio, as a factor.
-      jitter: largest change of brightness, contrast and saturation.
-      grey: probability of taking all colour away.
-      cast: largest change of the colours' balance.
-      erase: probability of blanking a rectangle.
-      mean: subtracted from the colours in 0..1.
-      std: divides them then.
-      layer: tag where Grad-CAM's peak is held against the boxes of the validation split, or "".
-      note: kept in `model.json`: licence, origin.
-      seed: of weights, order and augmentation.
-
-    """
-
-    data: str
-    out: str
-    start: str = ""
-    epochs: int = 40
-    batch_size: int = 64
-    sizes: tuple[int, ...] = (32, 40, 48, 48)
-    learning_rate: float = 0.1
-    warmup_epochs: float = 2.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    ema: float = 0.995
-    min_scale: float = 0.2
-    stretch: float = 1.5
-    jitter: float = 0.4
-    grey: float = 0.2
-    cast: float = 0.3
-    erase: float = 0.1
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    layer: str = "auto"
-    note: str = ""
-    seed: int = 0
+def outputs(model: nnx.Module, images: jax.Array) -> Mapping[str, jax.Array]:
+    """What `model.forward` gives, or else the `logits` alone; logits at least in float32."""
+    forward = getattr(model, "forward", None)
+    out = dict(forward(images)) if forward else {"logits": model(images)}
+    wide = {k: jnp.promote_types(out[k].dtype, jnp.float32) for k in HEADS if k in out}
+    return out | {k: out[k].astype(dtype) for k, dtype in wide.items()}
 
 
 def loss_fn(model, images, labels, smoothing=0.0):
-    """Mean cross-entropy of pictures [N, H, W, C] and labels [N]; returns (loss, logits [N, K])."""
-    logits = model(images)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, targets).mean(), logits
+    """Sum of the mean cross-entropies of all heads, for pictures [N, H, W, C] and labels [N].
 
-
-@partial(nnx.jit, static_argnames=("config", "size"))
-def train_step(model, optimizer, average, images, labels, key, *, config: Config, size: int):
-    """One update, in place, from pictures uint8 [N, H, W, C]; returns (average, metrics)."""
-    c = config
-    x = augment(key, images, size, c.min_scale, c.stretch, c.jitter, c.grey, c.cast, c.erase)
-    x = normalise(x, c.mean, c.std)
-    gradient = nnx.value_and_grad(loss_fn, has_aux=True)
-    (loss, logits), grads = gradient(model, x, labels, c.label_smoothing)
-    optimizer.update(model, grads)
-    average = optax.incremental_update(nnx.state(model, WEIGHTS), average, 1 - c.ema)
-    return average, {"loss": loss, "accuracy": (logits.argmax(-1) == labels).mean()}
-
-
-@partial(nnx.jit, static_argnames="config")
-def eval_step(model, images, labels, *, config: Config):
-    """Sums of loss and hits over pictures uint8 [N, H, W, C], for a model in eval mode."""
-    x = normalise(images / 255.0, config.mean, config.std)
-    loss, logits = loss_fn(model, x, labels)
-    return {"val_loss": loss * len(labels), "val_accuracy": (logits.argmax(-1) == labels).sum()}
-
-
-def main(config: Config, model: nnx.Module | None = None) -> nnx.Module:
-    """Train `model` (None: the demo network), going on from a checkpoint in `config.out`.
-
-    `model` maps pictures [N, H, W, C] to logits [N, K]. Returns a copy in eval mode that has the
-    averaged weights. Raises what `load_data` raises, and FloatingPointError when the loss is not
-    finite.
+    Returns (loss, what `outputs` gives).
     """
-    train, val = load_data(config.data)
-    model = DemoNet(len(train.names), rngs=nnx.Rngs(config.seed)) if model is None else model
+    out = outputs(model, images)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, out["logits"].shape[-1]), smoothing)
+    heads = [optax.softmax_cross_entropy(out[k], targets).mean() for k in HEADS if k in out]
+    return sum(heads), out
+
+
+def train_step(graph: Graph, state: State, images, labels, *, config: Config, size: int = 0):
+    """One update from pictures uint8 [N, H, W, C] and labels [N]: the next state.
+
+    `size` is the side of the pictures that the network sees; 0 for their own.
+    """
+    c = config
+    model, optimizer = (nnx.merge(g, s) for g, s in zip(graph, state[:2], strict=True))
+    model.train()
+    key = jax.random.fold_in(state.key, optimizer.step[...])
+    options = {name: getattr(c, name) for name in AUGMENTATIONS}
+    x = normalise(augment(key, images, size, **options), c.mean, c.std)
+    gradient = nnx.value_and_grad(loss_fn, has_aux=True)
+    (loss, out), grads = gradient(model, x, labels, c.label_smoothing)
+    optimizer.update(model, grads)
+    average = state.average
+    if c.ema:
+        average = optax.incremental_update(nnx.state(model, WEIGHTS), average, 1 - c.ema)
+    row = {"steps": 1.0, "loss": loss, "grad_norm": optax.tree.norm(grads)}
+    row |= {v: (out[k].argmax(-1) == labels).mean() for k, v in HEADS.items() if k in out}
+    if "aux_logits" in out:
+        row["aux_loss"] = _cross_entropy(out["aux_logits"], labels).mean()
+    sums = {name: state.sums[name] + value for name, value in row.items()}
+    return State(nnx.state(model), nnx.state(optimizer), average, sums, state.key)
+
+
+def eval_step(graph: nnx.GraphDef, weights: nnx.State, images, labels, *, config: Config):
+    """Figures [N] of pictures uint8 [N, H, W, C]: loss, accuracy, and what the map is like."""
+    model = nnx.merge(graph, weights)
+    model.eval()
+    out = outputs(model, normalise(images.astype(float) / 255, config.mean, config.std))
+    logits = out["logits"]
+    rows = {"loss": _cross_entropy(logits, labels), "accuracy": logits.argmax(-1) == labels}
+    if logits.shape[-1] >= 10:
+        rows["top5"] = (jax.lax.top_k(logits, 5)[1] == labels[:, None]).any(-1)
+    if "aux_logits" in out:
+        rows["aux_loss"] = _cross_entropy(out["aux_logits"], labels)
+        rows["aux_accuracy"] = out["aux_logits"].argmax(-1) == labels
+    return rows | health(out)
+
+
+def look(graph: nnx.GraphDef, weights: nnx.State, images, *, config: Config) -> jax.Array | None:
+    """The maps [N, h, w] that a model makes for itself, or None."""
+    model = nnx.merge(graph, weights)
+    model.eval()
+    out = outputs(model, normalise(images.astype(float) / 255, config.mean, config.std))
+    return out["attention"][..., 0] if "attention" in out else None
+
+
+def evaluate(model: nnx.Module, split: Split | Records, config: Config) -> dict[str, float]:
+    """Mean figures of a network on a split: what `eval_step` gives, and the number of `images`."""
+    whole, batch = spread(config)
+    graph, weights = nnx.split(model)
+    measure = jax.jit(partial(eval_step, graph, config=config))
+    return loop.figures(measure, jax.device_put(weights, whole), split, config, batch)
+
+
+def main(
+    config: Config,
+    model: nnx.Module | None = None,
+    data: Data | None = None,
+    *,
+    shown: bool | None = None,
+) -> nnx.Module:
+    """Train a network, going on from a checkpoint in `config.out`.
+
+    A run that came to its end leaves `model.safetensors` and `model.json`; one that `time_budget`
+    stopped does not. A SIGTERM or an interrupt makes it save and leave.
+
+    Args:
+      config: all about the run.
+      model: pictures [N, H, W, C] to logits [N, K], or with a method `forward` that gives them and
+        more by name; None for the network that `config` names.
+      data: splits by name; None for those that `config` names.
+      shown: show a bar; None for on a terminal only.
+
+    Returns:
+      A copy in eval mode, with the weights that `config.select` says (and averaged, with `ema`).
+
+    Raises:
+      ValueError: data, network, checkpoint and `config` do not go together; says what does not.
+      FileNotFoundError: there is no such data.
+      FloatingPointError: the loss or its gradient is not finite.
+      OSError: a checkpoint can't be written; the one before is there.
+      KeyboardInterrupt, SystemExit: after an interrupt, or SIGTERM; the state is saved.
+    """
+    stop_at = time.monotonic() + (config.time_budget or np.inf)
+    data = load_data(config) if data is None else data
+    _check(config, data)
+    if model is None:
+        options = config.model_options, config.precision, config.seed
+        model = networks.build(config.model, len(data["train"].names), *options)
     if config.start:
         load(model, config.start)
-    optimizer = nnx.Optimizer(model, _optimizer(config, len(train.labels)), wrt=nnx.Param)
-    average = jax.tree.map(jnp.copy, nnx.state(model, WEIGHTS))
-    out = Path(config.out).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    state = {"live": nnx.state((model, optimizer)), "average": average}
-    done, state = checkpoint.restore(out / "checkpoint", state)
-    nnx.update((model, optimizer), state["live"])
-    average = state["average"]
-    with Progress() as progress, (out / "log.jsonl").open("a") as log:
-        for epoch in progress.track(range(done + 1, config.epochs)):
-            average, metrics = _epoch(epoch, model, optimizer, average, train, config)
-            metrics |= _evaluate(_averaged(model, average), val, config)
-            print(json.dumps(metrics), file=log, flush=True)
-            progress.console.print(*(f"{k} {v:.4g}" for k, v in metrics.items()), soft_wrap=True)
-            state = {"live": nnx.state((model, optimizer)), "average": average}
-            checkpoint.save(out / "checkpoint", epoch, state)
-    final = _averaged(model, average)
-    save(final, out / "model.safetensors", half=True)
-    text = json.dumps(card(final, val, config, _evaluate(final, val, config)), indent=1)
-    (out / "model.json").write_text(text + "\n")
-    return final
+    run, state = _begin(config, model, data)
+    done, state = _resume(run, state)
+    with journal(run.out, done, run.total, shown) as tell:
+        done, state = loop.train(run, state, done, tell, stop_at)
+        if done < run.total:
+            tell.say(f"time is up: {run.total - done} steps are left; the same command goes on")
+            return _filled(model, state)
+    return _finish(run, model, state)
 
 
-def _epoch(epoch, model, optimizer, average, train: Split, config: Config):
-    """One pass over the training split; returns (average, metrics)."""
-    start, n = time.perf_counter(), min(config.batch_size, len(train.labels))
-    size = config.sizes[epoch * len(config.sizes) // config.epochs]
-    order = np.random.default_rng((config.seed, epoch)).permutation(len(train.labels))
-    batches = order[: len(order) // n * n].reshape(-1, n)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), epoch), len(batches))
-    model.train()
-    rows = []
-    for batch, key in zip(batches, keys, strict=True):
-        data = train.images[batch], train.labels[batch], key
-        average, row = train_step(model, optimizer, average, *data, config=config, size=size)
-        rows.append(row)
-    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    if not math.isfinite(loss := means["loss"]):
-        lower = f"try a learning rate below {config.learning_rate}"
-        raise FloatingPointError(f"the loss is {loss} in epoch {epoch}: {lower}")
-    return average, {"epoch": epoch, "size": size, "seconds": time.perf_counter() - start} | means
+def _check(config: Config, data: Data) -> None:
+    """Raise ValueError for what can be seen before a network is built."""
+    spread(config)
+    steps_in_epoch(data["train"], config)
+    folder = Path(config.out, "checkpoint")
+    if (at := checkpoint.latest(folder)) is None:
+        return
+    there = checkpoint.read_meta(folder, at)["config"]
+    here = json.loads(json.dumps(asdict(config)))
+    if other := [k for k in here if k not in FREE and here[k] != there.get(k, here[k])]:
+        changes = ", ".join(f"{k} {there[k]!r}, not {here[k]!r}" for k in other)
+        raise ValueError(f"the run in '{config.out}' has {changes}: give another --out, or these")
 
 
-def _evaluate(model, val: Split, config: Config) -> dict[str, float]:
-    """Mean loss and accuracy on a split, for a model in eval mode."""
-    n = len(val.labels)
-    cuts = [slice(i, i + 100) for i in range(0, n, 100)]
-    rows = [eval_step(model, val.images[c], val.labels[c], config=config) for c in cuts]
-    return {name: float(sum(row[name] for row in rows)) / n for name in rows[0]}
+def _begin(config: Config, model: nnx.Module, data: Data) -> tuple[Run, State]:
+    """Compile nothing yet, and make the first state."""
+    whole, batch = spread(config)
+    steps = steps_in_epoch(data["train"], config)
+    optimizer = nnx.Optimizer(model, make_optimizer(config, steps), wrt=nnx.Param)
+    (graph, weights), (rest, momentum) = nnx.split(model), nnx.split(optimizer)
+    first = next(sweep(data["train"], config, 1)).images[:1]
+    sums = loop.zeros(_figures(model, first, len(data["train"].names)))
+    average = nnx.state(model, WEIGHTS) if config.ema else nnx.State({})
+    state = State(weights, momentum, average, sums, jax.random.key(config.seed))
+    state = jax.device_put(jax.tree.map(jnp.copy, state), whole)  # a step gives its memory away
+    step = partial(train_step, (graph, rest), config=config)
+    run = Run(
+        config,
+        data,
+        steps,
+        jax.jit(step, static_argnames="size", donate_argnums=0, out_shardings=whole),
+        jax.jit(partial(eval_step, graph, config=config)),
+        jax.jit(partial(look, graph, config=config)),
+        batch,
+        Path(config.out).absolute(),
+    )
+    return run, state
 
 
-def _averaged(model: nnx.Module, average) -> nnx.Module:
-    """A copy in eval mode that has the averaged weights."""
-    model = nnx.clone(model)
-    nnx.update(model, average)
+def _figures(model: nnx.Module, images: np.ndarray, classes: int) -> list[str]:
+    """Names of the figures of a step. Raises ValueError where classes and logits differ."""
+    x = jnp.asarray(images, float)
+    out = nnx.eval_shape(lambda m: outputs(m, x), model)
+    if out["logits"].shape != (len(images), classes):
+        raise ValueError(
+            f"the data has {classes} classes, but the network gives {out['logits'].shape} for "
+            f"{len(images)} picture"
+        )
+    found = ["loss", *(v for k, v in HEADS.items() if k in out)]
+    return ["steps", "grad_norm", *found, *(["aux_loss"] if "aux_logits" in out else [])]
+
+
+def _resume(run: Run, state: State) -> tuple[int, State]:
+    """The latest checkpoint, or else the beginning."""
+    run.out.mkdir(parents=True, exist_ok=True)
+    if checkpoint.latest(run.folder) is None:
+        (run.out / "config.json").write_text(json.dumps(asdict(run.config), indent=1) + "\n")
+    at, state = checkpoint.restore(run.folder, state)
+    return max(at, 0), state
+
+
+def _finish(run: Run, model: nnx.Module, state: State) -> nnx.Module:
+    """Take the weights that count, measure them on all that was held out, write them and a card."""
+    c, selected = run.config, "the last epoch"
+    if c.select != "last":
+        step, state = checkpoint.restore(run.folder, state, checkpoint.best(run.folder))
+        selected = f"step {step}, the best on {c.select}"
+    model, found = _filled(model, state), {}
+    held = {name: run.data[name] for name in ("val", "test") if name in run.data}
+    for name, split in held.items():
+        figures = loop.figures(run.measure, loop.weights(state), split, c, run.batch)
+        found |= {f"{name}_{key}": value for key, value in figures.items()}
+    save(model, run.out / "model.safetensors", half=c.half)
+    about = card(model, held.get("test", held.get("val")), c, found) | {"selected": selected}
+    (run.out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
+    return model
+
+
+def _filled(model: nnx.Module, state: State) -> nnx.Module:
+    """A copy in eval mode, on one device."""
+    graph, _ = nnx.split(model)
+    model = nnx.merge(graph, jax.device_put(loop.weights(state), jax.devices()[0]))
     model.eval()
     return model
 
 
-def _optimizer(config: Config, pictures: int) -> optax.GradientTransformation:
-    steps = max(pictures // config.batch_size, 1)
-    total = config.epochs * steps
-    warmup = min(round(config.warmup_epochs * steps), total - 1)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, total)
-    decayed = partial(jax.tree.map, lambda p: p.ndim > 1)
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, decayed),
-        optax.sgd(schedule, config.momentum, nesterov=True),
-    )
-
-
-def _config(arguments: list[str] | None = None) -> Config:
-    """Read a Config from the command line: one option for each of its fields."""
-    parser = argparse.ArgumentParser("python -m jaxfmi.train.classifier", description=__doc__)
-    for field in fields(Config):
-        option, default = f"--{field.name.replace('_', '-')}", field.default
-        if default is MISSING:
-            parser.add_argument(option, required=True)
-        elif isinstance(default, tuple):
-            parser.add_argument(option, nargs="+", type=type(default[0]), default=default)
-        else:
-            parser.add_argument(option, type=type(default), default=default)
-    values: dict[str, Any] = vars(parser.parse_args(arguments))
-    lists: dict[str, Any] = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    return Config(**values | lists)
+def _cross_entropy(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 if __name__ == "__main__":
     try:
-        main(_config())
-    except (OSError, ValueError, FloatingPointError) as error:
+        main(parse(doc=__doc__))
+    except (OSError, ValueError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -1,115 +1,149 @@
-"""Pictures for training: packed files in memory, and augmentation inside the compiled step."""
+"""Pictures for training, and the order in which batches of them come."""
 
-import io
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-__all__ = ["Split", "augment", "load_data", "load_split", "normalise"]
+from jaxfmi.train.augment import augment, centre_crop, normalise, random_crop
+from jaxfmi.train.config import Config
+from jaxfmi.train.sources import Data, Records, Split, hold_out, load_split, open_source
+
+__all__ = ["Batch", "Data", "Records", "Split", "augment", "batches", "load_data", "load_split"]
+__all__ += ["normalise", "sweep"]
 
 
-class Split(NamedTuple):
-    """Pictures uint8 [N, H, W, 3] of one size, labels [N], boxes [N, 4] or None, class names."""
+class Batch(NamedTuple):
+    """Pictures uint8 [N, H, W, 3], labels int32 [N]."""
 
     images: np.ndarray
     labels: np.ndarray
-    boxes: np.ndarray | None
-    names: tuple[str, ...]
-    wnids: tuple[str, ...]
 
 
-def load_split(path: str | Path) -> Split:
-    """Read a packed `.npz`: `blob` holds encoded pictures, `offsets` [N + 1] their boundaries.
+def load_data(config: Config) -> Data:
+    """Open what `config.data` names: the splits by name, `train` and `val` or `test` or both.
 
-    `labels` [N] and `names` come with them; `wnids` and `boxes` [N, 4] (x1, y1, x2, y2 in pixels,
-    both ends included) may. Raises FileNotFoundError and, where an entry is missing, ValueError.
+    Raises:
+      FileNotFoundError: there is nothing of that name.
+      ValueError: it is broken, or a split that `config` needs is missing.
+      ImportError: it needs a package that is absent.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no packed pictures at {path}: --data takes the part of the path before _train.npz"
+    data = open_source(config.data, config.data_dir)
+    if config.hold_out:
+        data = hold_out(data, config.hold_out, config.seed)
+    if not {"val", "test"} & set(data):
+        raise ValueError(
+            f"{config.data} has {[*data]} only: --hold-out N validates on a part of it"
         )
-    with np.load(path) as packed:
-        entries = dict(packed)
-    missing = [name for name in ("blob", "offsets", "labels", "names") if name not in entries]
-    if missing:
-        raise ValueError(f"{path} lacks {missing}; it has {sorted(entries)}")
-    blob, cuts = entries["blob"].tobytes(), entries["offsets"]
-    files = (blob[a:b] for a, b in pairwise(cuts))
-    images = np.stack([np.asarray(Image.open(io.BytesIO(f)).convert("RGB")) for f in files])
-    names, wnids = (tuple(map(str, entries.get(k, ()))) for k in ("names", "wnids"))
-    return Split(images, entries["labels"].astype(np.int32), entries.get("boxes"), names, wnids)
+    if config.select != "last" and config.select not in data:
+        raise ValueError(
+            f"--select {config.select}, but {config.data} has {[*data]}: --hold-out N takes val "
+            "from the training split"
+        )
+    return data
 
 
-def load_data(prefix: str | Path) -> tuple[Split, Split]:
-    """Read `<prefix>_train.npz` and `<prefix>_val.npz`."""
-    return load_split(f"{prefix}_train.npz"), load_split(f"{prefix}_val.npz")
+def batches(split: Split | Records, config: Config, start: int = 0) -> Iterator[Batch]:
+    """Batches for training, from step `start` on, in an order that follows from the seed.
 
+    Every epoch has another order, and leaves out the rest that fills no batch.
 
-def normalise(images, mean, std):
-    """Subtract `mean` [C] from pictures [N, H, W, C] of 0..1 and divide by `std` [C]."""
-    mean, std = (jnp.array(v, jnp.float32).reshape(1, 1, 1, -1) for v in (mean, std))
-    return (images - mean) / std
-
-
-@partial(jax.jit, static_argnames="size")
-def augment(key, images, size, min_scale, stretch, jitter, grey, cast, erase):
-    """Crop, flip, recolour and erase: uint8 [N, H, W, 3] -> float32 [N, size, size, 3] in 0..1.
-
-    The crop covers `min_scale`..1 of the picture, at 1/`stretch`..`stretch` times its aspect ratio
-    (what exceeds the picture is cut). Saturation, contrast and brightness change by factors of
-    1 -/+ `jitter`, with probability `grey` there is no colour, then each channel changes by one of
-    1 -/+ `cast`, like the white balance. With probability `erase` a rectangle of a quarter to half
-    the sides is blank.
+    Raises:
+      ValueError: the split has fewer pictures than a batch, or (with the first batch) pictures
+        have other sizes, or labels are not those of classes.
     """
+    import grain
 
-    def one(key, image):
-        crop, flip, colour, cut = jax.random.split(key, 4)
-        x = _crop(crop, image.astype(jnp.float32) / 255, size, min_scale, stretch)
-        x = jnp.where(jax.random.bernoulli(flip), x[:, ::-1], x)
-        return _erase(cut, _recolour(colour, x, jitter, grey, cast), erase)
-
-    return jax.vmap(one)(jax.random.split(key, len(images)), images)
-
-
-def _crop(key, x, size, min_scale, stretch):
-    """A random part of the picture, resized with antialiasing to [size, size, 3]."""
-    k1, k2, k3 = jax.random.split(key, 3)
-    area = jax.random.uniform(k1, minval=min_scale)
-    aspect = stretch ** jax.random.uniform(k2, minval=-1)
-    part = jnp.minimum(jnp.sqrt(area * jnp.array([aspect, 1 / aspect])), 1)
-    sides = jnp.array(x.shape[:2], jnp.float32)
-    start = jax.random.uniform(k3, (2,)) * (1 - part) * sides
-    scale = size / (part * sides)
-    shape = (size, size, x.shape[2])
-    return jax.image.scale_and_translate(x, shape, (0, 1), scale, -start * scale, "linear")
+    n, size = count(split), config.batch_size
+    steps_in_epoch(split, config)
+    read = partial(_random, partial(_read, split), config.size, config.min_scale, config.stretch)
+    indices = grain.MapDataset.range(n).seed(config.seed).shuffle().batch(size, drop_remainder=True)
+    dataset = indices.repeat(config.epochs).random_map(read).slice(slice(start, None))
+    return _iterate(dataset, config.workers)
 
 
-def _recolour(key, x, jitter, grey, cast):
-    """Saturation, contrast, brightness times 1 -/+ `jitter`, then channels times 1 -/+ `cast`."""
-    k1, k2, k3 = jax.random.split(key, 3)
-    factors = jax.random.uniform(k1, (3,), minval=1 - jitter, maxval=1 + jitter)
-    saturation, contrast, brightness = factors
-    saturation *= jax.random.bernoulli(k2, 1 - grey)
-    mean = x.mean(-1, keepdims=True)
-    x = mean + saturation * (x - mean)
-    x = x.mean() + contrast * (x - x.mean())
-    gains = jax.random.uniform(k3, (1, 1, x.shape[-1]), minval=1 - cast, maxval=1 + cast)
-    return jnp.clip(brightness * gains * x, 0, 1)
+def sweep(split: Split | Records, config: Config, limit: int | None = None) -> Iterator[Batch]:
+    """All pictures once, in order; the last batch repeats its last picture to be a whole one.
+
+    `limit` is for the first so many pictures only.
+    """
+    import grain
+
+    n = min(count(split), limit or count(split))
+    read = partial(_whole, partial(_read, split), config.size, config.batch_size)
+    dataset = grain.MapDataset.range(n).batch(config.batch_size).map(read)
+    return _iterate(dataset, config.workers)
 
 
-def _erase(key, x, probability):
-    """One rectangle of a quarter to half the sides made grey, or the picture unchanged."""
-    k1, k2, k3 = jax.random.split(key, 3)
-    side = jax.random.uniform(k1, (2,), minval=0.25, maxval=0.5)
-    start = jax.random.uniform(k2, (2,)) * (1 - side)
-    centres = [(jnp.arange(n) + 0.5) / n for n in x.shape[:2]]
-    rows, columns = ((p >= a) & (p < a + s) for p, a, s in zip(centres, start, side, strict=True))
-    hole = rows[:, None, None] & columns[None, :, None] & jax.random.bernoulli(k3, probability)
-    return jnp.where(hole, 0.5, x)
+def count(split: Split | Records) -> int:
+    """The number of pictures."""
+    return len(split.labels) if isinstance(split, Split) else split.count
+
+
+def steps_in_epoch(split: Split | Records, config: Config) -> int:
+    """The number of whole batches. Raises ValueError where there is none."""
+    if not (steps := count(split) // config.batch_size):
+        raise ValueError(
+            f"{count(split)} pictures to train on fill no batch of {config.batch_size}"
+        )
+    return steps
+
+
+def _iterate(dataset, workers: int) -> Iterator[Batch]:
+    """Read ahead: two batches by a thread of this process, or by worker processes.
+
+    The order, and what is drawn at random, do not depend on the number of workers.
+    """
+    import grain
+    from absl import flags
+
+    iterable = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers read one of absl's flags
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        iterable = iterable.mp_prefetch(options)
+    return (Batch(*pair) for pair in iterable)
+
+
+def _random(read, size, min_scale, stretch, indices, rng) -> tuple[np.ndarray, np.ndarray]:
+    """A batch to train on: where `size` is given, a random crop of every picture."""
+    crop = partial(random_crop, size=size, min_scale=min_scale, stretch=stretch)
+    return read(indices, (lambda image: crop(rng, image)) if size else None)
+
+
+def _whole(read, size, length, indices) -> tuple[np.ndarray, np.ndarray]:
+    """A batch to evaluate on: where `size` is given, the middle of every picture."""
+    padded = np.concatenate([indices, np.repeat(indices[-1:], length - len(indices))])
+    return read(padded, partial(centre_crop, size=size) if size else None)
+
+
+def _read(
+    split: Split | Records,
+    indices: np.ndarray,
+    change: Callable[[np.ndarray], np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures [n, H, W, 3] and labels [n], each picture through `change`."""
+    if isinstance(split, Split):
+        images, labels = split.images[indices], split.labels[indices]
+        return (np.stack([*map(change, images)]) if change else images), labels
+    pairs = [split.read(int(index)) for index in indices]
+    images = [change(image) if change else image for image, _ in pairs]
+    labels = np.array([label for _, label in pairs], np.int32)
+    _check(images, labels, split.names)
+    return np.stack(images), labels
+
+
+def _check(images: Sequence[np.ndarray], labels: np.ndarray, names: Sequence[str]) -> None:
+    sizes = sorted({image.shape[:2] for image in images})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the pictures have mixed sizes, such as {sizes[0]} and {sizes[-1]} (height, width): "
+            "--size N brings them to one"
+        )
+    if not 0 <= labels.min() <= labels.max() < len(names):
+        raise ValueError(
+            f"a label is {labels[(labels < 0) | (labels >= len(names))][0]}; there are "
+            f"{len(names)} classes, 0 to {len(names) - 1}"
+        )

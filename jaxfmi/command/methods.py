@@ -34,6 +34,7 @@ from jaxfmi import (
     integrated_gradients,
     is_cam,
     layer_cam,
+    lfi_cam,
     lrp,
     occlusion,
     recipro_cam,
@@ -141,6 +142,9 @@ METHODS: dict[str, Method] = {
     ),
     "afmi": Method(
         afmi, "Zhang et al. 2021, reconstructed", "32 gradients of the head", AFMI, signed=True
+    ),
+    "lfi_cam": Method(
+        lfi_cam, "Lee et al. 2021; ABN: Fukui et al. 2019", "1 forward pass of such a network", LAYER
     ),
     "guided_grad_cam": Method(
         guided_grad_cam, "Selvaraju et al. 2017", "2 gradients", PIXEL, signed=True

@@ -1,0 +1,220 @@
+"""Runs that are stopped by force, on many devices, on a full disk, or that should never start."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from training_run import Net, config, data, pictures, weights
+
+from jaxfmi.train import checkpoint, classifier, journal
+
+PROGRAM = Path(__file__).with_name("training_run.py")
+
+
+def start(out):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, PROGRAM, out], env=environment, **pipes)
+
+
+def send(process, out, number, after):
+    """Send a signal once so many steps are saved."""
+    while (checkpoint.latest(out / "checkpoint") or 0) < after:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    return errors
+
+
+def test_killed_and_terminated_anywhere_ends_as_if_it_had_not_been(tmp_path):
+    chance = random.Random()
+    whole = classifier.main(config(tmp_path / "whole"), Net(), data())
+    (out := tmp_path / "run").mkdir()
+    killed = start(out)
+    send(killed, out, signal.SIGKILL, chance.randint(1, 15))
+    assert killed.returncode == -signal.SIGKILL
+    first = checkpoint.latest(out / "checkpoint")
+    assert 0 < first < 40
+    stopped = start(out)
+    errors = send(stopped, out, signal.SIGTERM, min(first + chance.randint(1, 10), 36))
+    assert stopped.returncode == 128 + signal.SIGTERM, errors
+    assert "stopped by SIGTERM" in errors
+    assert "Traceback" not in errors
+    assert first < checkpoint.latest(out / "checkpoint") < 40
+    last = start(out)
+    assert last.wait(120) == 0, last.communicate()
+    last.communicate()
+    with np.load(out / "weights.npz") as found:
+        for a, b in zip(weights(whole), found.values(), strict=True):
+            np.testing.assert_array_equal(a, b)
+    rows, expected = (journal.read_log(o / "log.jsonl") for o in (out, tmp_path / "whole"))
+    for row in [*rows, *expected]:
+        for measured in ("seconds", "images_per_second"):
+            row.pop(measured)
+    assert rows == expected
+
+
+EIGHT = """
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+from flax import nnx
+from training_run import Net, config, data, weights
+from jaxfmi.train import classifier
+assert len(jax.devices()) == 8
+found = []
+for devices in (1, 8):
+    model = Net()
+    wide = lambda a: a.astype("float64") if a.dtype == "float32" else a
+    nnx.update(model, jax.tree.map(wide, nnx.state(model)))
+    c = config(f"{OUT}/{devices}", devices=devices, epochs=1, save_every=0, ema=0.9)
+    found.append(weights(classifier.main(c, model, data())))
+for one, eight in zip(*found, strict=True):
+    assert one.dtype == "float64"
+    np.testing.assert_allclose(one, eight, rtol=0, atol=1e-12)
+start = weights(Net())
+assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(start, found[0]))
+print("equal")
+"""
+
+
+def test_eight_devices_are_one(tmp_path):
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    words = [sys.executable, "-c", f"OUT = {str(tmp_path)!r}\n{EIGHT}"]
+    run = subprocess.run(
+        words, env=environment, cwd=PROGRAM.parent, capture_output=True, text=True, check=False
+    )
+    assert run.stdout.endswith("equal\n"), run.stderr
+
+
+def test_a_batch_that_the_devices_do_not_divide(tmp_path):
+    assert len(jax.devices()) == 4
+    with pytest.raises(ValueError, match=r"a batch of 6 can't be spread evenly over 4 devices"):
+        classifier.main(config(tmp_path, batch_size=6, devices=0), Net(), data())
+    with pytest.raises(ValueError, match=r"--devices 9, but there are 4"):
+        classifier.main(config(tmp_path, devices=9), Net(), data())
+
+
+def test_another_number_of_classes_than_the_network(tmp_path):
+    train = data()["train"]._replace(names=("red", "green", "blue"))
+    with pytest.raises(ValueError, match=r"the data has 3 classes, but the network gives \(1, 2\)"):
+        classifier.main(config(tmp_path), Net(), data() | {"train": train})
+
+
+class Small(nnx.Module):
+    def __init__(self, width=2):
+        self.layer = nnx.Linear(width, width, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(width, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.head(self.layer(x[:, 0, : self.layer.in_features, 0]))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder of a short run of the small network, and its options."""
+    options = config(tmp_path_factory.mktemp("done"), epochs=1, save_every=2, keep=2, ema=0.0)
+    classifier.main(options, Small(), data())
+    return options
+
+
+def copy(done, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(done.out, out)
+    return replace(done, out=str(out))
+
+
+def test_the_checkpoint_of_another_network(done, tmp_path):
+    with pytest.raises(ValueError, match=r"4' is of another network or recipe: .* arrays differ"):
+        classifier.main(copy(done, tmp_path), Small(3), data())
+
+
+def test_the_checkpoint_of_another_run(done, tmp_path):
+    changed = replace(copy(done, tmp_path), learning_rate=0.5, note="free to change")
+    with pytest.raises(ValueError, match=r"has learning_rate 0.01, not 0.5: give another --out"):
+        classifier.main(changed, Small(), data())
+
+
+def test_a_checkpoint_cut_short(done, tmp_path):
+    again = copy(done, tmp_path)
+    for file in Path(again.out, "checkpoint", "4", "state").rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(
+        ValueError, match=r"4' can't be read, .* also those of steps \[2\]"
+    ) as error:
+        classifier.main(again, Small(), data())
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_was_being_written_is_no_checkpoint(done, tmp_path):
+    again = copy(done, tmp_path)
+    folder = Path(again.out, "checkpoint")
+    (folder / "4").rename(folder / "4.orbax-checkpoint-tmp")
+    assert checkpoint.latest(folder) == 2
+    classifier.main(again, Small(), data())
+    assert checkpoint.latest(folder) == 4
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    state = {"a": np.random.default_rng(0).random(1 << 19)}
+    checkpoint.save(tmp_path, 1, {"a": np.zeros(1 << 19)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, hard))
+        with pytest.raises(OSError, match=r"cannot write .*; that of step 1 is there") as error:
+            checkpoint.save(tmp_path, 2, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "\n" not in str(error.value)
+    step, found = checkpoint.restore(tmp_path, state)
+    assert step == 1
+    assert not found["a"].any()
+
+
+def test_keeps_the_latest_and_the_best(tmp_path):
+    state = {"a": jnp.arange(3.0), "key": jax.random.key(1)}
+    with checkpoint.saving(tmp_path, keep=2) as save:
+        for step, score in enumerate((0.1, 0.6, None, 0.2, None, 0.3), 1):
+            save(step, state, {"position": step}, score)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "5", "6"]
+    assert checkpoint.best(tmp_path) == 2
+    assert checkpoint.read_meta(tmp_path, 5)["position"] == 5
+    step, found = checkpoint.restore(tmp_path, state, 2)
+    assert step == 2
+    assert found["key"] == state["key"]
+
+
+def test_nan_keeps_the_last_good_checkpoint(tmp_path):
+    train = pictures(32)
+    options = config(tmp_path, epochs=2, ema=0.0)
+
+    step = classifier.train_step
+    with pytest.MonkeyPatch.context() as patch:
+
+        def explode(graph, state, images, labels, **options):
+            state = step(graph, state, images, labels, **options)
+            late = state.optimizer["step"][...] > 5
+            loss = jnp.where(late, jnp.nan, state.sums["loss"])
+            return state._replace(sums=state.sums | {"loss": loss})
+
+        patch.setattr(classifier, "train_step", explode)
+        with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 1.*step [45] is"):
+            classifier.main(options, Net(), {"train": train, "test": train})
+    assert checkpoint.latest(tmp_path / "checkpoint") == 5

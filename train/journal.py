@@ -1,0 +1,84 @@
+"""What a run tells: lines of JSON, TensorBoard files, and a bar on the terminal."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["Journal", "journal", "read_log"]
+
+LOG = "log.jsonl"
+
+
+class Journal(NamedTuple):
+    """Functions that tell about a run."""
+
+    write: Callable[[Mapping[str, float]], None]  #: a row, which has a `step`
+    tick: Callable[[int, Mapping[str, float]], None]  #: the bar's step, and figures beside it
+    say: Callable[[str], None]  #: a line on the terminal
+
+
+@contextmanager
+def journal(out: Path, step: int, total: int, shown: bool | None = None) -> Iterator[Journal]:
+    """Open the log of a run that goes on at `step` of `total`; what it says of later steps goes.
+
+    Rows are appended to `log.jsonl`, and to TensorBoard files in `tensorboard`. `shown` is whether
+    there is a bar; None for on a terminal only.
+    """
+    from tensorboardX import SummaryWriter
+
+    _cut(out / LOG, step)
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    hidden = not (sys.stderr.isatty() if shown is None else shown)
+    board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
+    with bar, board, (out / LOG).open("a") as log:
+        task = bar.add_task("training", total=total, completed=step, figures="")
+
+        def write(row: Mapping[str, float]) -> None:
+            print(json.dumps(row), file=log, flush=True)
+            for name, value in row.items():
+                if name != "step":
+                    board.add_scalar(_group(name), value, int(row["step"]))
+            board.flush()
+            console.print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+
+        def tick(at: int, figures: Mapping[str, float]) -> None:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            bar.update(task, completed=at, figures=text)
+
+        yield Journal(write, tick, console.print)
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a log; a last line that was not written to its end is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _cut(path: Path, step: int) -> None:
+    """Take out the rows of steps that will come again."""
+    rows = [row for row in read_log(path) if row.get("step", math.inf) <= step]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _group(name: str) -> str:
+    split, _, rest = name.partition("_")
+    return f"{split}/{rest}" if split in ("val", "test") else f"train/{name}"

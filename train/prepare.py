@@ -1,0 +1,112 @@
+"""Write pictures as a data set of tensorflow-datasets, without TensorFlow.
+
+    python -m jaxfmi.train.prepare digits_on_textures --data-dir FOLDER
+
+The files are ArrayRecord, and all features arrays, so that `tfds.builder(...).as_data_source` reads
+them back, and `--data FOLDER/<name>/<version>` trains on them. (Features of the kind `Image` would
+need TensorFlow to be encoded from arrays.)
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxfmi.train.digits import draw_digits
+from jaxfmi.train.sources import DIGITS, Data, Split, open_source
+
+__all__ = ["prepare"]
+
+VERSION = "1.0.0"
+
+
+def prepare(
+    name: str,
+    data: Data,
+    data_dir: str | Path,
+    masks: Mapping[str, np.ndarray] | None = None,
+    note: str = "",
+) -> Path:
+    """Write splits that are in memory; returns the folder of the data set.
+
+    Args:
+      name: of the data set: lower case letters, digits and underscores.
+      data: splits by name; features are `image` uint8 [H, W, 3], `label`, and `box` int32 [4]
+        (x1, y1, x2, y2 in pixels, both ends included) where a split has boxes.
+      data_dir: where data sets are kept.
+      masks: for each split, [N, H, W]; they become the feature `mask`, uint8 of 0 and 1.
+      note: the description.
+
+    Raises:
+      ValueError: a split is not in memory, or the splits differ in size or classes.
+    """
+    import tensorflow_datasets as tfds
+
+    for split, pictures in data.items():
+        if not isinstance(pictures, Split):
+            raise ValueError(f"the split {split!r} is not in memory: {type(pictures).__name__}")
+    first = next(iter(data.values()))
+    features = {
+        "image": tfds.features.Tensor(shape=first.images.shape[1:], dtype=np.uint8),
+        "label": tfds.features.ClassLabel(names=[*first.names]),
+    }
+    if first.boxes is not None:
+        features["box"] = tfds.features.Tensor(shape=(4,), dtype=np.int32)
+    if masks is not None:
+        features["mask"] = tfds.features.Tensor(shape=first.images.shape[1:3], dtype=np.uint8)
+
+    class Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(VERSION)
+        url_infos: ClassVar[dict] = {}  # nothing is downloaded, and no list of it looked for
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=note,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in data}
+
+        def _generate_examples(self, split):
+            return _examples(data[split], None if masks is None else masks[split])
+
+    Writer.name = name
+    builder = Writer(data_dir=str(data_dir), file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def _examples(pictures: Split, masks: np.ndarray | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    for i, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
+        example = {"image": image, "label": int(label)}
+        if pictures.boxes is not None:
+            example["box"] = pictures.boxes[i].astype(np.int32)
+        if masks is not None:
+            example["mask"] = masks[i].astype(np.uint8)
+        yield i, example
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser("python -m jaxfmi.train.prepare", description=__doc__)
+    parser.add_argument("data", help="what --data of `jaxfmi train` takes and memory holds")
+    parser.add_argument("--name", help="of the data set; else the last part of data")
+    parser.add_argument("--data-dir", required=True, help="where data sets are kept")
+    words = parser.parse_args()
+    data, masks = open_source(words.data), None
+    if words.data == DIGITS:
+        drawn = {split: draw_digits(len(s.labels), split) for split, s in data.items()}
+        masks = {split: d.masks for split, d in drawn.items()}
+    print(prepare(words.name or Path(words.data).name, data, words.data_dir, masks))
+
+
+if __name__ == "__main__":
+    try:
+        _main()
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"error: {error}")
