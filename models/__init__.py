@@ -6,6 +6,7 @@ from typing import NamedTuple
 from flax import nnx
 from jaxfmi.models.demo import DemoNet, Pretrained, demo_model
 from jaxfmi.models.densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
+from jaxfmi.models.embedding import Conv4, Projected, Projection, ResNet12
 from jaxfmi.models.mobilenet import MobileNet, mobilenet_v1, mobilenet_v2
 from jaxfmi.models.preprocess import CAFFE, CIFAR, IMAGENET, TENSORFLOW, Preprocess
 from jaxfmi.models.pretrained import load, save
@@ -64,6 +65,7 @@ __all__ = [
     "MODELS",
     "TENSORFLOW",
     "VGG",
+    "Conv4",
     "DemoNet",
     "DenseNet",
     "demo_model",
@@ -71,7 +73,10 @@ __all__ = [
     "MobileNet",
     "Preprocess",
     "Pretrained",
+    "Projected",
+    "Projection",
     "ResNet",
+    "ResNet12",
     "SqueezeNet",
     "cifar_resnet20",
     "cifar_resnet32",
