@@ -252,11 +252,16 @@ def _neighbours(model, train: Pictures, val: Pictures, config: Config) -> dict[s
 
 def _views(key, images, config: Config) -> list[jax.Array]:
     """Two random views of every picture, float32 as the network takes them."""
-    c, size = config, images.shape[1]
-    options = (size, c.min_scale, c.stretch, c.jitter, c.grey, c.cast, 0.0)
-    return [
-        normalise(augment(k, images, *options), c.mean, c.std) for k in jax.random.split(key, 2)
-    ]
+    return [_view(k, images, config) for k in jax.random.split(key, 2)]
+
+
+def _view(key, images, c: Config) -> jax.Array:
+    mirror, rest = jax.random.split(key)
+    colours = {"jitter": c.jitter, "grey": c.grey, "cast": c.cast, "erase": 0.0}
+    crop = {"size": images.shape[1], "min_scale": c.min_scale, "stretch": c.stretch}
+    x = augment(key=rest, images=images, **crop, **colours)
+    mirrored = jax.random.bernoulli(mirror, shape=(len(x), 1, 1, 1))
+    return normalise(jnp.where(mirrored, x[:, :, ::-1], x), c.mean, c.std)
 
 
 def _accuracy(logits: jax.Array) -> jax.Array:

@@ -1,0 +1,113 @@
+"""The maps that are compared, all for one picture, one partner and one other embedding."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxfmi import similarity as sim
+from jaxfmi.controls import centre_gaussian, random_map
+from jaxfmi.heatmap import resize
+from jaxfmi.multipliers import path
+from jaxfmi.references import constant_activation
+from jaxfmi.taps import capture
+
+NAMES = {
+    "complete": "FAM, complete (cosine)",
+    "contribution": "FAM, contribution (cosine)",
+    "centred": "FAM, centred cosine",
+    "margin": "FAM, margin to another",
+    "grad_cam": "Grad-CAM on cosine",
+    "distance": "-Delta (distance)",
+    "self": "self (no partner)",
+    "lafam": "LaFAM (no partner)",
+    "centre": "centre",
+    "random": "random",
+}
+
+COMPLETE = ("complete", "centred", "margin", "distance", "self")
+"""Those whose total is a score, up to a constant."""
+
+
+class Net(NamedTuple):
+    """A network whose embedding is explained, its weights as an argument of what is compiled."""
+
+    graph: nnx.GraphDef
+    state: nnx.State
+    layer: str
+    pool: bool  #: whether `features` has to be averaged to be the embedding
+    mean: tuple[float, ...]  #: of pixels in 0..1
+    std: tuple[float, ...]
+
+    def input(self, image) -> jax.Array:
+        """Pixels of 0..255 -> what the network takes."""
+        mean, std = (jnp.array(v, jnp.float32)[None, None] for v in (self.mean, self.std))
+        return (image / jnp.float32(255) - mean) / std
+
+    def embed(self, state) -> Callable[[jax.Array], jax.Array]:
+        """Picture [H, W, C] -> embedding [E]."""
+        model = nnx.merge(self.graph, state)
+        if self.pool:
+            return lambda x: model.features(x[None])[0].mean((0, 1))
+        return lambda x: model(x[None])[0]
+
+
+class Found(NamedTuple):
+    """A map, and what of the score is missing in its total (NaN where there is no score)."""
+
+    map: jax.Array  #: [h, w], or [H, W] for the controls
+    score: jax.Array
+    residual: jax.Array
+
+
+def net(model: nnx.Module, layer: str, *, pool=False, mean=(0.0,), std=(1.0,)) -> Net:
+    """Take a model in eval mode apart."""
+    return Net(*nnx.split(model), layer, pool, mean, std)
+
+
+def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
+    """All maps of x [H, W, C].
+
+    Args:
+      net: the network.
+      state: its weights.
+      mean: embedding [E] that the centred form is measured from, of a corpus.
+      x: picture.
+      own: embedding [E] of the partner.
+      other: embedding [E] that the margin is to.
+      key: of the random map.
+
+    """
+    embed, layer = net.embed(state), net.layer
+    e = jax.lax.stop_gradient(embed(x))
+    centred = {"similarity": sim.centred_cosine(mean), "reference": constant_activation(mean)}
+    distance = {"reference": constant_activation(own), "multiplier": path(1)}
+    free = {"similarity": sim.cosine(freeze_norms=False), "weighting": "mean"}
+
+    def terms(partner, **options) -> Found:
+        t = sim.fam_terms(embed, layer, size=None, **options)(x, partner)
+        return Found(t.map, t.score, t.residual)
+
+    return {
+        "complete": terms(own),
+        "contribution": terms(own, weighting=sim.contribution()),
+        "centred": terms(own, **centred),
+        "margin": terms(jnp.stack([own, other]), similarity=sim.margin),
+        "grad_cam": terms(own, **free),
+        "distance": terms(own, similarity=sim.neg_squared_distance, **distance),
+        "self": terms(e, similarity=sim.dot),
+        "lafam": _bare(capture(embed, layer)(x)[1][layer].mean(-1)),
+        "centre": _bare(centre_gaussian(jnp.sum)(x)),
+        "random": _bare(random_map(jnp.sum)(x, key=key)),
+    }
+
+
+def heatmaps(found: dict[str, Found], size: tuple[int, int]) -> dict[str, jax.Array]:
+    """The maps at the picture's size."""
+    return {name: resize(each.map, size) for name, each in found.items()}
+
+
+def _bare(m: jax.Array) -> Found:
+    return Found(m.squeeze(), jnp.float32(jnp.nan), jnp.float32(jnp.nan))
