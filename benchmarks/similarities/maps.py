@@ -90,12 +90,14 @@ def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
         t = sim.fam_terms(embed, layer, size=None, **options)(x, partner)
         return Found(t.map, t.score, t.residual)
 
+    grad_cam = terms(own, **free)  # its score at zero activations is 0/0: no reference
+    grad_cam = grad_cam._replace(residual=grad_cam.score - grad_cam.map.sum())
     return {
         "complete": terms(own),
         "contribution": terms(own, weighting=sim.contribution()),
         "centred": terms(own, **centred),
         "margin": terms(jnp.stack([own, other]), similarity=sim.margin),
-        "grad_cam": terms(own, **free),
+        "grad_cam": grad_cam,
         "distance": terms(own, similarity=sim.neg_squared_distance, **distance),
         "self": terms(e, similarity=sim.dot),
         "lafam": _bare(capture(embed, layer)(x)[1][layer].mean(-1)),

@@ -94,16 +94,18 @@ def iou(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
     return inter / np.maximum(areas - inter, 1e-12)
 
 
-def box_accuracy(heatmaps: np.ndarray, boxes: list[np.ndarray], also=None) -> dict[str, float]:
+def box_accuracy(heatmaps, boxes, right=None) -> dict[str, float]:
     """MaxBoxAcc at IoU .3, .5, .7, and at a fifth of the maximum: shares of pictures [n, H, W].
 
-    `also` [n] counts only the pictures that a decision was right for (Top-1); None counts all.
+    `right` [n], whether a decision was: where given, `top-1` counts only the pictures where it was.
     """
     overlaps = np.stack([box_overlap(h, b) for h, b in zip(heatmaps, boxes, strict=True)])
-    counted = np.ones(len(boxes), bool) if also is None else also
-    hits = {f"box@{o}": ((overlaps >= o) & counted[:, None]).mean(0).max() for o in OVERLAPS}
     fifth = int(np.argmin(abs(THRESHOLDS - 0.2)))
-    return hits | {"box@0.5 of 0.2": ((overlaps[:, fifth] >= 0.5) & counted).mean()}
+    hits = {f"box@{o}": (overlaps >= o).mean(0).max() for o in OVERLAPS}
+    hits["box@0.5, map above 0.2"] = (overlaps[:, fifth] >= 0.5).mean()
+    if right is not None:
+        hits["top-1 box@0.5"] = ((overlaps >= 0.5) & right[:, None]).mean(0).max()
+    return hits
 
 
 def curves(score: Callable, x, heatmap, *args, steps: int = 28) -> dict[str, jax.Array]:

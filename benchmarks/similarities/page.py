@@ -62,7 +62,9 @@ these share pictures. `peak`: the map's highest point is in the region; `energy`
 positive part that is there; `heavier`: more than half of that is; `border`: the peak is on the
 picture's border; `same other`, `same random`, `same same`: Spearman's correlation of the map with
 the map of the same picture for a partner of another class, drawn at random, or of the same class:
-1 where a map does not depend on its partner. Deletion (low is good) and insertion (high is good)
+1 where a map does not depend on its partner (the margin's two classes change places, which turns
+the sign of its map: -1 says nothing there). `score` and `missing`: the mean of what a map explains,
+and of what its total is away from it. Deletion (low is good) and insertion (high is good)
 are areas under the similarity, where 1 is that of the whole picture and 0 that of the blurred one
 (in A: without ink)."""
     )

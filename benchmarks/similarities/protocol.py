@@ -58,20 +58,23 @@ def map_test(
     """
     names = list(partners)
 
-    def one(state, image, own, other, region, seed, *pairs):
+    def one(state, image, region, seed, pairs):
         x = net.input(image)
         keys = jax.random.split(jax.random.key(seed), 1 + len(names))
-        found = explain(net, state, mean, x, own, other, keys[0])
+        each = jax.vmap(lambda pair, key: explain(net, state, mean, x, *pair, key))(pairs, keys)
+        found, *others = (jax.tree.map(lambda v: v[i], each) for i in range(1 + len(names)))
         shown = heatmaps(found, x.shape[:2])
         values = {name: pointing(shown[name], region) for name in found}
-        for name, key, pair in zip(names, keys[1:], pairs, strict=True):
-            swapped = same(found, explain(net, state, mean, x, *pair, key))
-            values = {m: v | {f"same {name}": swapped[m]} for m, v in values.items()}
+        for name, swapped in zip(names, others, strict=True):
+            alike = same(found, swapped)
+            values = {m: v | {f"same {name}": alike[m]} for m, v in values.items()}
         for name in found:
             values[name] |= {"score": found[name].score, "missing": jnp.abs(found[name].residual)}
         return values, heatmaps(found, size) if size else {}
 
-    arguments = images, own, other, regions, np.arange(len(images)), *partners.values()
+    # [N, 1 + partners, E] each, the pair that is explained first.
+    pairs = tuple(np.stack(e, 1) for e in zip((own, other), *partners.values(), strict=True))
+    arguments = images, regions, np.arange(len(images)), pairs
     values, maps = chunked(one, batch)(net.state, *arguments)
     return {m: {name: values[name][m] for name in values} for m in values["complete"]}, maps
 
@@ -123,9 +126,11 @@ def summary(table: Table, groups=None) -> dict[str, dict[str, Any]]:
 
 
 def heavier(table: Table) -> Table:
-    """Add how often more than half of the energy is in the region."""
+    """Add how often more than half of the energy is in the region; a half of it counts half."""
     energy = table["energy"]
-    more = {m: np.where(np.isnan(v), np.nan, v > 0.5) for m, v in energy.items()}
+    more = {
+        m: (np.sign(np.where(abs(v - 0.5) < 1e-5, 0, v - 0.5)) + 1) / 2 for m, v in energy.items()
+    }
     return table | {"heavier": more}
 
 

@@ -130,8 +130,7 @@ def in_boxes(rng, network: Net, c: Collection, e: np.ndarray) -> dict:
         if side == "query":
             result["complete above"] = protocol.differences(hidden["peak"])
             result["completeness"] = protocol.completeness(found)
-            every = {name: list(m) for name, m in maps.items()}
-            result["localisation"] = boxes_by_map(every, c.boxes, slice(0, count))
+            result["localisation"] = boxes_by_map(maps, c.boxes, slice(0, count))
             result["figure"] = {
                 "images": c.images[:4],
                 "maps": {name: m[:4] for name, m in maps.items()},

@@ -101,13 +101,11 @@ def in_boxes(rng, network: Net, mean, novel: Pictures, embeddings, boxes, chosen
     small = regions.mean((1, 2)) < COVER
     hidden = {m: {n: np.where(small, v, np.nan) for n, v in t.items()} for m, t in table.items()}
     found = protocol.summary(hidden | {k: table[k] for k in ("missing", "score")}, groups)
-    known = slice(0, 1000)
     return {
         "maps": found,
         "complete above": protocol.differences(hidden["peak"], groups),
         "completeness": protocol.completeness(found),
-        "localisation, class known": boxes_by_map(maps, boxes[at], known),
-        "localisation, and class right": boxes_by_map(maps, boxes[at], known, right),
+        "localisation": boxes_by_map(maps, boxes[at], slice(0, 1000), right),
         "episodes": episodes,
         "small boxes": int(small.sum()),
         "figure": {
@@ -119,9 +117,9 @@ def in_boxes(rng, network: Net, mean, novel: Pictures, embeddings, boxes, chosen
 
 
 def boxes_by_map(maps, boxes, part: slice, right=None) -> dict[str, dict[str, float]]:
-    """Box accuracies of the first pictures, by map."""
-    also = None if right is None else right[part]
-    return {name: box_accuracy(maps[name][part], list(boxes[part]), also) for name in NAMES}
+    """Box accuracies of some of the pictures, by map."""
+    right = None if right is None else right[part]
+    return {name: box_accuracy(maps[name][part], boxes[part], right) for name in NAMES}
 
 
 def canvases(rng, network: Net, mean, novel: Pictures, embeddings, count: int) -> dict:
