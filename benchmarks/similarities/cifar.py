@@ -7,12 +7,12 @@ import optax
 from flax import nnx
 from jax.scipy.ndimage import map_coordinates
 
-from jaxfmi import similarity as sim
+from jaxfmi.heatmap import resize
 from jaxfmi.metrics.similarity import spearman
 from jaxfmi.models import Conv4
 from jaxfmi.train import contrastive
 from jaxfmi.train.pictures import Pictures
-from similarities import protocol
+from similarities import forms, protocol
 from similarities.maps import NAMES, Net, explain, heatmaps, net
 from similarities.measures import chunked, interval, pointing
 from similarities.protocol import embedded
@@ -227,8 +227,8 @@ def corpus(network: Net, images, own, foil, regions) -> dict[str, list[float]]:
 
     def one(state, image, own, foil, region):
         embed, x = network.embed(state), network.input(image)
-        heatmap = sim.fam(embed, LAYER, similarity=sim.corpus(own, foil))(x, own)
-        return pointing(heatmap, region)
+        terms = forms.fam_terms(embed, LAYER, similarity=forms.corpus(own, foil))(x, own)
+        return pointing(resize(terms.map, x.shape[:2]), region)
 
     values = chunked(one, 25)(network.state, images, own, foil, regions)
     return {name: interval(v) for name, v in values.items()}

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxfmi import similarity as sim
+from jaxfmi import reductions
 from jaxfmi.controls import centre_gaussian, random_map
 from jaxfmi.heatmap import resize
 from jaxfmi.multipliers import path
 from jaxfmi.references import constant_activation
 from jaxfmi.taps import capture
+from similarities import forms
 
 NAMES = {
     "complete": "FAM, complete (cosine)",
@@ -82,24 +83,24 @@ def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
     """
     embed, layer = net.embed(state), net.layer
     e = jax.lax.stop_gradient(embed(x))
-    centred = {"similarity": sim.centred_cosine(mean), "reference": constant_activation(mean)}
+    centred = {"similarity": forms.centred_cosine(mean), "reference": constant_activation(mean)}
     distance = {"reference": constant_activation(own), "multiplier": path(1)}
-    free = {"similarity": sim.cosine(freeze_norms=False), "weighting": "mean"}
+    free = {"similarity": forms.free_cosine, "weighting": reductions.mean}
 
     def terms(partner, **options) -> Found:
-        t = sim.fam_terms(embed, layer, size=None, **options)(x, partner)
+        t = forms.fam_terms(embed, layer, **options)(x, partner)
         return Found(t.map, t.score, t.residual)
 
     grad_cam = terms(own, **free)  # its score at zero activations is 0/0: no reference
     grad_cam = grad_cam._replace(residual=grad_cam.score - grad_cam.map.sum())
     return {
         "complete": terms(own),
-        "contribution": terms(own, weighting=sim.contribution()),
+        "contribution": terms(own, weighting=reductions.contribution),
         "centred": terms(own, **centred),
-        "margin": terms(jnp.stack([own, other]), similarity=sim.margin),
+        "margin": terms(jnp.stack([own, other]), similarity=forms.margin),
         "grad_cam": grad_cam,
-        "distance": terms(own, similarity=sim.neg_squared_distance, **distance),
-        "self": terms(e, similarity=sim.dot),
+        "distance": terms(own, similarity=forms.neg_squared_distance, **distance),
+        "self": terms(e, similarity=forms.dot),
         "lafam": _bare(capture(embed, layer)(x)[1][layer].mean(-1)),
         "centre": _bare(centre_gaussian(jnp.sum)(x)),
         "random": _bare(random_map(jnp.sum)(x, key=key)),

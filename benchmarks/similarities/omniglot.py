@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfmi.metrics.ranking import ranks
-from jaxfmi.similarity import support_shares
 from jaxfmi.train import few_shot
 from jaxfmi.train.pictures import Pictures, drawing
 from similarities import protocol
+from similarities.forms import support_shares
 from similarities.maps import NAMES, Net, explain, heatmaps, net
 from similarities.measures import chunked, interval, share_of_range
 from similarities.protocol import embedded
@@ -126,7 +126,7 @@ def shares(rng, network: Net, novel: Pictures, count: int) -> dict[str, list[flo
 
     def one(state, query, supports):
         embed, x = network.embed(state), network.input
-        _, share = support_shares(embed, LAYER)(x(query), jax.vmap(x)(supports))
+        share = support_shares(embed, x(query), jax.vmap(x)(supports))
         total = protocol.cosine(embed(x(query)), jax.vmap(lambda s: embed(x(s)))(supports).mean(0))
         return share, total
 
