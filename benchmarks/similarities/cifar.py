@@ -13,12 +13,11 @@ from jaxfmi.models import Conv4
 from jaxfmi.train import contrastive
 from jaxfmi.train.pictures import Pictures
 from similarities import forms, protocol
-from similarities.maps import NAMES, Net, explain, heatmaps, net
+from similarities.maps import NAMES, Network, explain, heatmaps, pooled, take_apart
 from similarities.measures import chunked, interval, pointing
 from similarities.protocol import embedded
 from similarities.retrieval import tile_mask, unit
 
-LAYER = "block4"
 SIDE = 32
 POINTS = 16  # of a grid on what two crops have in common, in each direction
 
@@ -38,7 +37,7 @@ def run(options) -> dict:
     model = contrastive.main(config, data=(train, val)).backbone
     rngs = nnx.Rngs(config.seed)
     untrained = Conv4(config.widths, config.pools, rngs=rngs)
-    network, before = (net(m, LAYER, mean=config.mean, std=config.std) for m in (model, untrained))
+    network, before = (take_apart(m, mean=config.mean, std=config.std) for m in (model, untrained))
     gallery = Pictures(train.images[:8000], train.labels[:8000])
     e, g = embedded(network, val.images), embedded(network, gallery.images)
     rng, count = np.random.default_rng(0), 20 if quick else 1000
@@ -92,7 +91,7 @@ def probe(gallery, labels, queries, steps: int = 500, decay: float = 1e-4) -> np
     return (b @ w[:-1] + w[-1:]).argmax(1)
 
 
-def two_crops(rng, network: Net, mean, val: Pictures, e, count: int) -> dict:
+def two_crops(rng, network: Network, mean, val: Pictures, e, count: int) -> dict:
     """Two crops of a picture are each other's partner: do their maps agree on what they share?
 
     Each has 0.5 to 1 of the area. Maps are read on a grid of the common part; the figure is
@@ -106,14 +105,14 @@ def two_crops(rng, network: Net, mean, val: Pictures, e, count: int) -> dict:
     starts, sides = starts.astype(np.float32), sides.astype(np.float32)
 
     def one(state, image, other, start, side, seed):
-        x, embed = network.input(image), network.embed(state)
+        x, embed = network.net.input(image), network.net.embed(state)
         crops = [crop(x, start[i], side[i]) for i in (0, 1)]
         partners = [embed(crops[1 - i]) for i in (0, 1)]
         keys = jax.random.split(jax.random.key(seed), 3)
         found = [
-            explain(network, state, mean, crops[i], partners[i], other, keys[i]) for i in (0, 1)
+            explain(network.net, state, mean, crops[i], partners[i], other, keys[i]) for i in (0, 1)
         ]
-        away = explain(network, state, mean, crops[0], other, partners[0], keys[2])
+        away = explain(network.net, state, mean, crops[0], other, partners[0], keys[2])
         shown = [heatmaps(f, (SIDE, SIDE)) for f in found]
         low, high = start.max(0), (start + side[:, None]).min(0)
         points = low[None] + (jnp.arange(POINTS)[:, None] + 0.5) / POINTS * (high - low)[None]
@@ -146,7 +145,7 @@ def read(heatmap: jax.Array, points: jax.Array, start: jax.Array, side: jax.Arra
     return map_coordinates(heatmap, [rows, columns], 1, mode="nearest")
 
 
-def both_sides(rng, network: Net, val: Pictures, e, gallery: Pictures, g, count: int) -> dict:
+def both_sides(rng, network: Network, val: Pictures, e, gallery: Pictures, g, count: int) -> dict:
     """Deletion and insertion in a test picture and in the training picture nearest to it."""
     at = rng.permutation(len(e))[:count]
     nearest = nearest_of(e[at], g)
@@ -168,7 +167,7 @@ def nearest_of(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     return (unit(queries - mean) @ unit(gallery - mean).T).argmax(1)
 
 
-def mosaics(rng, network: Net, val: Pictures, e, gallery: Pictures, g, count: int) -> dict:
+def mosaics(rng, network: Network, val: Pictures, e, gallery: Pictures, g, count: int) -> dict:
     """Four test pictures of four classes in one; partners of three kinds of one of them.
 
     Its mirror image, the nearest training picture, the mean of its class. The margin is to the
@@ -222,12 +221,13 @@ def mosaics(rng, network: Net, val: Pictures, e, gallery: Pictures, g, count: in
     return found | {"mosaic, corpus against foil": corpus(network, images, own, other, regions)}
 
 
-def corpus(network: Net, images, own, foil, regions) -> dict[str, list[float]]:
+def corpus(network: Network, images, own, foil, regions) -> dict[str, list[float]]:
     """The map of the similarity to one class's corpus less that to another's."""
 
     def one(state, image, own, foil, region):
-        embed, x = network.embed(state), network.input(image)
-        terms = forms.fam_terms(embed, LAYER, similarity=forms.corpus(own, foil))(x, own)
+        x = network.net.input(image)
+        a = network.net.activation(state, x)
+        terms = forms.fam_terms(pooled, "maps", similarity=forms.corpus(own, foil))(a, own)
         return pointing(resize(terms.map, x.shape[:2]), region)
 
     values = chunked(one, 25)(network.state, images, own, foil, regions)

@@ -12,7 +12,7 @@ from jaxfmi.controls import centre_gaussian, random_map
 from jaxfmi.heatmap import resize
 from jaxfmi.multipliers import path
 from jaxfmi.references import constant_activation
-from jaxfmi.taps import capture
+from jaxfmi.taps import tag
 from similarities import forms
 
 NAMES = {
@@ -33,12 +33,12 @@ COMPLETE = ("complete", "centred", "margin", "distance", "self")
 
 
 class Net(NamedTuple):
-    """A network whose embedding is explained, its weights as an argument of what is compiled."""
+    """How pictures become embeddings, but for the weights, so that it can be hashed.
+
+    All networks here end in the mean of their last activation over its positions.
+    """
 
     graph: nnx.GraphDef
-    state: nnx.State
-    layer: str
-    pool: bool  #: whether `features` has to be averaged to be the embedding
     mean: tuple[float, ...]  #: of pixels in 0..1
     std: tuple[float, ...]
 
@@ -47,12 +47,20 @@ class Net(NamedTuple):
         mean, std = (jnp.array(v, jnp.float32)[None, None] for v in (self.mean, self.std))
         return (image / jnp.float32(255) - mean) / std
 
+    def activation(self, state, x: jax.Array) -> jax.Array:
+        """Picture [H, W, C] -> last activation [h, w, K]."""
+        return nnx.merge(self.graph, state).features(x[None])[0]
+
     def embed(self, state) -> Callable[[jax.Array], jax.Array]:
-        """Picture [H, W, C] -> embedding [E]."""
-        model = nnx.merge(self.graph, state)
-        if self.pool:
-            return lambda x: model.features(x[None])[0].mean((0, 1))
-        return lambda x: model(x[None])[0]
+        """Picture [H, W, C] -> embedding [K]."""
+        return lambda x: pooled(self.activation(state, x))
+
+
+class Network(NamedTuple):
+    """A network whose embedding is explained; its weights are an argument of what is compiled."""
+
+    net: Net
+    state: nnx.State
 
 
 class Found(NamedTuple):
@@ -63,9 +71,15 @@ class Found(NamedTuple):
     residual: jax.Array
 
 
-def net(model: nnx.Module, layer: str, *, pool=False, mean=(0.0,), std=(1.0,)) -> Net:
-    """Take a model in eval mode apart."""
-    return Net(*nnx.split(model), layer, pool, mean, std)
+def take_apart(model: nnx.Module, *, mean=(0.0,), std=(1.0,)) -> Network:
+    """The network in eval mode, for pixels with that mean and standard deviation."""
+    graph, state = nnx.split(model)
+    return Network(Net(graph, mean, std), state)
+
+
+def pooled(a: jax.Array) -> jax.Array:
+    """Activation [h, w, K] -> embedding [K]."""
+    return tag(a, "maps").mean((0, 1))
 
 
 def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
@@ -74,21 +88,21 @@ def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
     Args:
       net: the network.
       state: its weights.
-      mean: embedding [E] that the centred form is measured from, of a corpus.
+      mean: embedding [K] that the centred form is measured from, of a corpus.
       x: picture.
-      own: embedding [E] of the partner.
-      other: embedding [E] that the margin is to.
+      own: embedding [K] of the partner.
+      other: embedding [K] that the margin is to.
       key: of the random map.
 
     """
-    embed, layer = net.embed(state), net.layer
-    e = jax.lax.stop_gradient(embed(x))
+    a = net.activation(state, x)  # what is explained begins here: the stem runs once for all
+    e = pooled(a)
     centred = {"similarity": forms.centred_cosine(mean), "reference": constant_activation(mean)}
     distance = {"reference": constant_activation(own), "multiplier": path(1)}
     free = {"similarity": forms.free_cosine, "weighting": reductions.mean}
 
     def terms(partner, **options) -> Found:
-        t = forms.fam_terms(embed, layer, **options)(x, partner)
+        t = forms.fam_terms(pooled, "maps", **options)(a, partner)
         return Found(t.map, t.score, t.residual)
 
     grad_cam = terms(own, **free)  # its score at zero activations is 0/0: no reference
@@ -101,7 +115,7 @@ def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
         "grad_cam": grad_cam,
         "distance": terms(own, similarity=forms.neg_squared_distance, **distance),
         "self": terms(e, similarity=forms.dot),
-        "lafam": _bare(capture(embed, layer)(x)[1][layer].mean(-1)),
+        "lafam": _bare(a.mean(-1)),
         "centre": _bare(centre_gaussian(jnp.sum)(x)),
         "random": _bare(random_map(jnp.sum)(x, key=key)),
     }

@@ -1,6 +1,7 @@
 """What maps are measured by, and the intervals of the means."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -136,13 +137,20 @@ def interval(values, groups=None, of=lambda m: m[..., 0], seed: int = 0) -> list
     """
     values = np.asarray(values, float).reshape(len(values), -1)
     fine = np.isfinite(values).all(1)
-    values, rng = values[fine], np.random.default_rng(seed)
+    values = values[fine]
     if not len(values):
         return [float("nan")] * 3
     keys = np.arange(len(values)) if groups is None else np.asarray(groups)[fine]
     index = np.unique(keys, return_inverse=True)[1]
     count = np.bincount(index).astype(float)
     sums = np.stack([np.bincount(index, v) for v in values.T], 1)
-    drawn = rng.multinomial(len(count), np.full(len(count), 1 / len(count)), RESAMPLES)
+    drawn = resamples(len(count), seed)
     means = (drawn @ sums) / (drawn @ count)[:, None]
     return [float(of(values.mean(0))), *np.percentile(of(means), [2.5, 97.5]).tolist()]
+
+
+@lru_cache(maxsize=16)
+def resamples(count: int, seed: int) -> np.ndarray:
+    """How often each of `count` things is drawn, [RESAMPLES, count]."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)

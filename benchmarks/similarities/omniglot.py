@@ -17,11 +17,10 @@ from jaxfmi.train import few_shot
 from jaxfmi.train.pictures import Pictures, drawing
 from similarities import protocol
 from similarities.forms import support_shares
-from similarities.maps import NAMES, Net, explain, heatmaps, net
+from similarities.maps import NAMES, Network, explain, heatmaps, take_apart
 from similarities.measures import chunked, interval, share_of_range
 from similarities.protocol import embedded
 
-LAYER = "block4"
 FRACTIONS = np.arange(0, 11, dtype=np.float32) / 10
 MEASURED = "deletion accuracy,insertion accuracy,deletion,insertion,whole,filled".split(",")
 
@@ -39,7 +38,7 @@ def run(options) -> dict:
         test_episodes=10 if quick else 100,
     )
     pictures = few_shot.load_data(config)
-    network = net(few_shot.main(config, data=pictures), LAYER)
+    network = take_apart(few_shot.main(config, data=pictures))
     train, novel = pictures
     embeddings = embedded(network, novel.images)
     mean = embedded(network, train.images).mean(0)
@@ -70,7 +69,7 @@ def accuracies(rng, few: Pictures, episodes: int) -> dict[str, list[float]]:
     return found
 
 
-def official(network: Net, path: Path) -> dict[str, list[float]]:
+def official(network: Network, path: Path) -> dict[str, list[float]]:
     """Accuracy on the 20 official runs: the nearest training drawing wins."""
     hits, runs = [], []
     with zipfile.ZipFile(path) as archive:
@@ -89,7 +88,7 @@ def official(network: Net, path: Path) -> dict[str, list[float]]:
     return {"20 official runs, 20-way 1-shot": interval(hits, runs)}
 
 
-def canvases(rng, network: Net, mean, novel: Pictures, embeddings, count: int) -> dict:
+def canvases(rng, network: Network, mean, novel: Pictures, embeddings, count: int) -> dict:
     """Two unseen characters side by side; the partner is the prototype of one of them.
 
     Prototypes are of 5 drawings that are not shown. `same other` is the correlation with the map
@@ -119,13 +118,13 @@ def canvases(rng, network: Net, mean, novel: Pictures, embeddings, count: int) -
     }
 
 
-def shares(rng, network: Net, novel: Pictures, count: int) -> dict[str, list[float]]:
+def shares(rng, network: Network, novel: Pictures, count: int) -> dict[str, list[float]]:
     """Of five supports one is of another character: how often is its share the smallest?"""
     chosen = np.stack([few_shot.draw(rng, novel.labels, 2, 6) for _ in range(count)])
     supports = np.concatenate([chosen[:, 0, 1:5], chosen[:, 1, :1]], 1)
 
     def one(state, query, supports):
-        embed, x = network.embed(state), network.input
+        embed, x = network.net.embed(state), network.net.input
         share = support_shares(embed, x(query), jax.vmap(x)(supports))
         total = protocol.cosine(embed(x(query)), jax.vmap(lambda s: embed(x(s)))(supports).mean(0))
         return share, total
@@ -149,7 +148,7 @@ def draw_queries(rng, labels: np.ndarray, count: int) -> np.ndarray:
     return np.stack([few_shot.draw(rng, labels, 20, 6) for _ in range(count)])
 
 
-def ink(network: Net, mean, novel: Pictures, embeddings, chosen) -> dict:
+def ink(network: Network, mean, novel: Pictures, embeddings, chosen) -> dict:
     """Ink goes, or comes, in the order of the map: 20-way 5-shot accuracy and similarity.
 
     Both sides: the query with its prototype as the partner, and a support with the query. Areas
@@ -187,10 +186,10 @@ def nearest_other(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
     return prototypes[np.arange(len(d)), d.argmin(1)]
 
 
-def ink_curves(network: Net, mean, state, image, own, other, prototypes, seed) -> dict:
+def ink_curves(network: Network, mean, state, image, own, other, prototypes, seed) -> dict:
     """Areas under the accuracy and the similarity, by map, [methods] each."""
-    x, embed = network.input(image), network.embed(state)
-    found = explain(network, state, mean, x, own, other, jax.random.key(seed))
+    x, embed = network.net.input(image), network.net.embed(state)
+    found = explain(network.net, state, mean, x, own, other, jax.random.key(seed))
     inked = image[..., 0] > 0
 
     def areas(heatmap):

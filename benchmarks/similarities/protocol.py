@@ -1,22 +1,28 @@
 """The tests that every experiment makes: maps against regions, for other partners, and curves."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from similarities.maps import COMPLETE, NAMES, Net, explain, heatmaps
+from similarities.maps import COMPLETE, NAMES, Net, Network, explain, heatmaps
 from similarities.measures import chunked, curves, interval, pointing, same, share_of_range
 
 Table = dict[str, dict[str, np.ndarray]]
 """measure -> method -> [n]"""
 
 
-def embedded(net: Net, images: np.ndarray, batch: int = 250) -> np.ndarray:
+def embedded(network: Network, images: np.ndarray, batch: int = 250) -> np.ndarray:
     """Embed pictures uint8 [N, H, W, C]: [N, E]."""
-    return chunked(lambda state, x: net.embed(state)(net.input(x)), batch)(net.state, images)
+    return _embedder(network.net, batch)(network.state, images)
+
+
+@cache
+def _embedder(net: Net, batch: int) -> Callable:
+    return chunked(lambda state, x: net.embed(state)(net.input(x)), batch)
 
 
 def cosine(e: jax.Array, partner: jax.Array) -> jax.Array:
@@ -31,7 +37,7 @@ def negative_distance(e: jax.Array, partner: jax.Array) -> jax.Array:
 
 
 def map_test(
-    net: Net,
+    network: Network,
     mean: np.ndarray,
     images: np.ndarray,
     own: np.ndarray,
@@ -40,12 +46,12 @@ def map_test(
     *,
     partners: Mapping[str, tuple[np.ndarray, np.ndarray]],
     batch: int,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int],
 ) -> tuple[Table, dict[str, np.ndarray]]:
     """Maps of pictures, held against regions and against the maps for other partners.
 
     Args:
-      net: the network.
+      network: whose embedding is explained.
       mean: embedding [E] of the corpus.
       images: uint8 [N, H, W, C].
       own: partners' embeddings [N, E].
@@ -53,13 +59,22 @@ def map_test(
       regions: bool [N, H, W] where the peak should be.
       partners: by name, other pairs (own, other) to be explained, for Spearman's correlation.
       batch: pictures at a time.
-      size: of the maps that come back as the second value (None: none do).
+      size: of the maps that come back as the second value.
 
     """
-    names = list(partners)
+    run = _mapper(network.net, tuple(partners), size, batch)
+    # [N, 1 + partners, E] each, the pair that is explained first.
+    pairs = tuple(np.stack(e, 1) for e in zip((own, other), *partners.values(), strict=True))
+    values, maps = run((network.state, mean), images, regions, np.arange(len(images)), pairs)
+    return {m: {name: values[name][m] for name in values} for m in values["complete"]}, maps
 
-    def one(state, image, region, seed, pairs):
-        x = net.input(image)
+
+@cache
+def _mapper(net: Net, names: tuple[str, ...], size: tuple[int, int], batch: int) -> Callable:
+    """What `map_test` compiles, once for all of its uses."""
+
+    def one(held, image, region, seed, pairs):
+        (state, mean), x = held, net.input(image)
         keys = jax.random.split(jax.random.key(seed), 1 + len(names))
         each = jax.vmap(lambda pair, key: explain(net, state, mean, x, *pair, key))(pairs, keys)
         found, *others = (jax.tree.map(lambda v: v[i], each) for i in range(1 + len(names)))
@@ -70,46 +85,45 @@ def map_test(
             values = {m: v | {f"same {name}": alike[m]} for m, v in values.items()}
         for name in found:
             values[name] |= {"score": found[name].score, "missing": jnp.abs(found[name].residual)}
-        return values, heatmaps(found, size) if size else {}
+        return values, heatmaps(found, size)
 
-    # [N, 1 + partners, E] each, the pair that is explained first.
-    pairs = tuple(np.stack(e, 1) for e in zip((own, other), *partners.values(), strict=True))
-    arguments = images, regions, np.arange(len(images)), pairs
-    values, maps = chunked(one, batch)(net.state, *arguments)
-    return {m: {name: values[name][m] for name in values} for m in values["complete"]}, maps
+    return chunked(one, batch)
 
 
 def curve_test(
-    net: Net,
+    network: Network,
     mean: np.ndarray,
     images: np.ndarray,
     own: np.ndarray,
     other: np.ndarray,
     similarity: Callable = cosine,
     batch: int = 4,
-    groups=None,
 ) -> dict[str, dict[str, list[float]]]:
     """Deletion and insertion of pixels, with the similarity to `own` [N, E] as the score.
 
     Areas as shares of the range from the blurred to the whole picture, with intervals.
     """
+    run = _curver(network.net, similarity, batch)
+    values = run((network.state, mean), images, own, other, np.arange(len(images)))
+    ends = values["whole"][:, 0], values["filled"][:, 0]
+    return {
+        name: {w: share_of_range(values[w][:, i], *ends) for w in ("deletion", "insertion")}
+        for i, name in enumerate(NAMES)
+    }
 
-    def one(state, image, own, other, seed):
-        x = net.input(image)
+
+@cache
+def _curver(net: Net, similarity: Callable, batch: int) -> Callable:
+    """What `curve_test` compiles, once for both sides."""
+
+    def one(held, image, own, other, seed):
+        (state, mean), x = held, net.input(image)
         embed = net.embed(state)
         found = explain(net, state, mean, x, own, other, jax.random.key(seed))
         stack = jnp.stack(list(heatmaps(found, x.shape[:2]).values()))
         return jax.vmap(lambda h: curves(lambda v: similarity(embed(v), own), x, h))(stack)
 
-    values = chunked(one, batch)(net.state, images, own, other, np.arange(len(images)))
-    ends = values["whole"][:, 0], values["filled"][:, 0]
-    return {
-        name: {
-            what: share_of_range(values[what][:, i], *ends, groups)
-            for what in ("deletion", "insertion")
-        }
-        for i, name in enumerate(NAMES)
-    }
+    return chunked(one, batch)
 
 
 def summary(table: Table, groups=None) -> dict[str, dict[str, Any]]:

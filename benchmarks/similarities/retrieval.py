@@ -12,12 +12,11 @@ from jaxfmi.models import load, mobilenet_v1
 from jaxfmi.references import blur
 from jaxfmi.train.data import load_split
 from similarities import protocol
-from similarities.maps import NAMES, Net, explain, heatmaps, net
+from similarities.maps import NAMES, Network, explain, heatmaps, take_apart
 from similarities.measures import COVER, box_mask, chunked, interval
 from similarities.protocol import embedded
 from similarities.tiny import boxes_by_map, fractions
 
-LAYER = "block13"
 SIDE, GRID = 192, 64  # of the pictures, and of the maps that boxes are found in
 SHARES = (0.1, 0.2, 0.4)
 
@@ -27,7 +26,7 @@ def run(options) -> dict:
     quick, data = options.quick, options.data
     model = mobilenet_v1(width=0.75, padding="SAME", norm=False, num_classes=1001)
     load(model, data / "weights/mobilenet_v1_0.75_192.npz").eval()
-    network = net(model, LAYER, pool=True, mean=(0.5,), std=(0.5,))
+    network = take_apart(model, mean=(0.5,), std=(0.5,))
     rng = np.random.default_rng(0)
     tiny, imagenet = tiny_imagenet(data), imagenet_val(data)
     if quick:
@@ -92,7 +91,7 @@ def recall(nearest: np.ndarray, labels: np.ndarray) -> list[float]:
     return interval(labels[nearest] == labels)
 
 
-def in_boxes(rng, network: Net, c: Collection, e: np.ndarray) -> dict:
+def in_boxes(rng, network: Network, c: Collection, e: np.ndarray) -> dict:
     """Every picture as the query, the nearest other as its partner; maps of both.
 
     The margin is to a picture drawn at random, `same random` is the correlation with the map for
@@ -139,7 +138,7 @@ def in_boxes(rng, network: Net, c: Collection, e: np.ndarray) -> dict:
     return result
 
 
-def both_sides(network: Net, c: Collection, e, rng, count: int) -> dict:
+def both_sides(network: Network, c: Collection, e, rng, count: int) -> dict:
     """Deletion and insertion in the query and in its nearest neighbour."""
     nearest = neighbours(e)
     at = rng.permutation(len(e))[:count]
@@ -152,7 +151,7 @@ def both_sides(network: Net, c: Collection, e, rng, count: int) -> dict:
     return {"maps": found, "pictures": count}
 
 
-def deleting(network: Net, c: Collection, e, rng, count: int) -> dict:
+def deleting(network: Network, c: Collection, e, rng, count: int) -> dict:
     """Recall@1 of queries whose highest 10, 20, 40 % by the map for the neighbour are blurred."""
     nearest = neighbours(e)
     at = rng.permutation(len(e))[:count]
@@ -160,8 +159,8 @@ def deleting(network: Net, c: Collection, e, rng, count: int) -> dict:
     mean = e.mean(0)
 
     def one(state, image, own, other, seed):
-        x, embed = network.input(image), network.embed(state)
-        found = explain(network, state, mean, x, own, other, jax.random.key(seed))
+        x, embed = network.net.input(image), network.net.embed(state)
+        found = explain(network.net, state, mean, x, own, other, jax.random.key(seed))
         fill = blur(SIDE / 8)(x)
 
         def deleted(heatmap, share):
@@ -182,7 +181,7 @@ def deleting(network: Net, c: Collection, e, rng, count: int) -> dict:
     return {"recall@1, whole": interval(c.labels[nearest[at]] == c.labels[at]), "maps": found}
 
 
-def mosaics(rng, network: Net, c: Collection, e, count: int) -> dict:
+def mosaics(rng, network: Network, c: Collection, e, count: int) -> dict:
     """Four pictures of different classes in one; the partner is another picture of one's class.
 
     The margin is to the embedding of another of the four, by itself; `same other` is the

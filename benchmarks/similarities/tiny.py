@@ -9,12 +9,11 @@ from jaxfmi.train import few_shot
 from jaxfmi.train.data import load_split
 from jaxfmi.train.pictures import Pictures, choose
 from similarities import protocol
-from similarities.maps import NAMES, Net, net
+from similarities.maps import NAMES, Network, take_apart
 from similarities.measures import COVER, box_accuracy, box_mask
 from similarities.omniglot import accuracies, nearest_other
 from similarities.protocol import embedded
 
-LAYER = "block4"
 NOVEL = (1, 3, 6, 8, 11, 13, 16, 18)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 64
@@ -44,7 +43,7 @@ def run(options) -> dict:
     train, novel = new_classes(Pictures(split.images, split.labels, split.names))
     boxes = fractions(split.boxes[np.isin(split.labels, NOVEL)], SIDE)
     model = few_shot.main(config, data=(train, novel))
-    network = net(model, LAYER, mean=MEAN, std=STD)
+    network = take_apart(model, mean=MEAN, std=STD)
     embeddings = embedded(network, novel.images)
     mean = embedded(network, train.images).mean(0)
     rng, few = np.random.default_rng(0), Pictures(embeddings, novel.labels)
@@ -68,7 +67,7 @@ def fractions(boxes: np.ndarray, side: int) -> np.ndarray:
     return (boxes + np.array([0, 0, 1, 1])) / side
 
 
-def in_boxes(rng, network: Net, mean, novel: Pictures, embeddings, boxes, chosen) -> dict:
+def in_boxes(rng, network: Network, mean, novel: Pictures, embeddings, boxes, chosen) -> dict:
     """Episodes of 5 classes, 5 supports and one query of each: indices [episodes, 5, 11].
 
     The partner is the prototype of the query's class; the margin is to the nearest other class.
@@ -122,7 +121,7 @@ def boxes_by_map(maps, boxes, part: slice, right=None) -> dict[str, dict[str, fl
     return {name: box_accuracy(maps[name][part], boxes[part], right) for name in NAMES}
 
 
-def canvases(rng, network: Net, mean, novel: Pictures, embeddings, count: int) -> dict:
+def canvases(rng, network: Network, mean, novel: Pictures, embeddings, count: int) -> dict:
     """Pictures of two new classes side by side; the partner is the 5-shot prototype of one."""
     chosen = np.stack([few_shot.draw(rng, novel.labels, 2, 6) for _ in range(count)])
     images = np.concatenate([novel.images[chosen[:, 0, 0]], novel.images[chosen[:, 1, 0]]], 2)
@@ -156,7 +155,7 @@ def canvases(rng, network: Net, mean, novel: Pictures, embeddings, count: int) -
     }
 
 
-def both_sides(network: Net, mean, novel: Pictures, embeddings, chosen) -> dict:
+def both_sides(network: Network, mean, novel: Pictures, embeddings, chosen) -> dict:
     """Deletion and insertion in the query, and in a support with the query as its partner."""
     prototypes = embeddings[chosen[:, :, :5]].mean(2)
     queries, supports = chosen[:, 0, 10], chosen[:, 0, 0]
