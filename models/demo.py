@@ -94,8 +94,8 @@ class DemoNet(nnx.Module):
         )
         self.head = nnx.Linear(widths[-1], classes, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Pictures [N, H, W, 3], normalised -> logits [N, classes].
+    def features(self, x: jax.Array) -> jax.Array:
+        """Pictures [N, H, W, 3], normalised -> the last block's output [N, H / 8, W / 8, K].
 
         Raises:
           ValueError: a side is not a multiple of 8.
@@ -105,7 +105,11 @@ class DemoNet(nnx.Module):
         x = tag(nnx.relu(self.stem(x)), "stem")
         for i, block in enumerate(self.blocks, 1):
             x = tag(block(x), f"block{i}")
-        return self.head(jnp.mean(x, axis=(-3, -2)))
+        return x
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pictures [N, H, W, 3], normalised -> logits [N, classes]."""
+        return self.head(jnp.mean(self.features(x), axis=(-3, -2)))
 
 
 def demo_model() -> Pretrained:
