@@ -10,9 +10,11 @@ from jax.scipy.ndimage import map_coordinates
 from jaxfmi.heatmap import resize
 from jaxfmi.metrics.similarity import spearman
 from jaxfmi.models import Conv4
+from jaxfmi.similarities import corpus as contrast
+from jaxfmi.similarity import fam_terms
 from jaxfmi.train import contrastive
 from jaxfmi.train.pictures import Pictures
-from similarities import forms, protocol
+from similarities import protocol
 from similarities.maps import NAMES, Network, explain, heatmaps, pooled, take_apart
 from similarities.measures import chunked, interval, pointing
 from similarities.protocol import embedded
@@ -227,7 +229,7 @@ def corpus(network: Network, images, own, foil, regions) -> dict[str, list[float
     def one(state, image, own, foil, region):
         x = network.net.input(image)
         a = network.net.activation(state, x)
-        terms = forms.fam_terms(pooled, "maps", similarity=forms.corpus(own, foil))(a, own)
+        terms = fam_terms(pooled, "maps", similarity=contrast(own, foil), size=None)(a)
         return pointing(resize(terms.map, x.shape[:2]), region)
 
     values = chunked(one, 25)(network.state, images, own, foil, regions)

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxfmi import reductions
+from jaxfmi import similarities, weightings
 from jaxfmi.controls import centre_gaussian, random_map
 from jaxfmi.heatmap import resize
 from jaxfmi.multipliers import path
 from jaxfmi.references import constant_activation
+from jaxfmi.similarity import fam_terms
 from jaxfmi.taps import tag
-from similarities import forms
 
 NAMES = {
     "complete": "FAM, complete (cosine)",
@@ -97,24 +97,25 @@ def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
     """
     a = net.activation(state, x)  # what is explained begins here: the stem runs once for all
     e = pooled(a)
-    centred = {"similarity": forms.centred_cosine(mean), "reference": constant_activation(mean)}
-    distance = {"reference": constant_activation(own), "multiplier": path(1)}
-    free = {"similarity": forms.free_cosine, "weighting": reductions.mean}
+    centred = {
+        "similarity": similarities.centred_cosine(mean),
+        "reference": constant_activation(mean),
+    }
+    distance = {"reference": "partner", "multiplier": path(1)}
+    free = {"similarity": similarities.cosine(freeze_norms=False), "weighting": "mean"}
 
     def terms(partner, **options) -> Found:
-        t = forms.fam_terms(pooled, "maps", **options)(a, partner)
+        t = fam_terms(pooled, "maps", size=None, **options)(a, partner)
         return Found(t.map, t.score, t.residual)
 
-    grad_cam = terms(own, **free)  # its score at zero activations is 0/0: no reference
-    grad_cam = grad_cam._replace(residual=grad_cam.score - grad_cam.map.sum())
     return {
         "complete": terms(own),
-        "contribution": terms(own, weighting=reductions.contribution),
+        "contribution": terms(own, weighting=weightings.contribution()),
         "centred": terms(own, **centred),
-        "margin": terms(jnp.stack([own, other]), similarity=forms.margin),
-        "grad_cam": grad_cam,
-        "distance": terms(own, similarity=forms.neg_squared_distance, **distance),
-        "self": terms(e, similarity=forms.dot),
+        "margin": terms(jnp.stack([own, other]), similarity=similarities.margin),
+        "grad_cam": terms(own, **free),
+        "distance": terms(own, similarity=similarities.neg_squared_distance, **distance),
+        "self": terms(e, similarity=similarities.dot),
         "lafam": _bare(a.mean(-1)),
         "centre": _bare(centre_gaussian(jnp.sum)(x)),
         "random": _bare(random_map(jnp.sum)(x, key=key)),

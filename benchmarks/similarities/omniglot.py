@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfmi.metrics.ranking import ranks
+from jaxfmi.similarity import support_shares
 from jaxfmi.train import few_shot
 from jaxfmi.train.pictures import Pictures, drawing
 from similarities import protocol
-from similarities.forms import support_shares
 from similarities.maps import NAMES, Network, explain, heatmaps, take_apart
 from similarities.measures import chunked, interval, share_of_range
 from similarities.protocol import embedded
@@ -125,7 +125,7 @@ def shares(rng, network: Network, novel: Pictures, count: int) -> dict[str, list
 
     def one(state, query, supports):
         embed, x = network.net.embed(state), network.net.input
-        share = support_shares(embed, x(query), jax.vmap(x)(supports))
+        _, share = support_shares(embed, size=None)(x(query), jax.vmap(x)(supports))
         total = protocol.cosine(embed(x(query)), jax.vmap(lambda s: embed(x(s)))(supports).mean(0))
         return share, total
 
