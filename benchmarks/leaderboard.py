@@ -136,7 +136,7 @@ def evaluate(name: str, case: Case, args) -> tuple[Standing, list[str]]:
         options=[*about([*case.options, *chunks], chosen), *(f"{o}={args.steps}" for o in CURVES)],
         costly_every=case.costly_every,
         method_every=about(seldom, chosen),
-        without=(*case.without, *NO_MAP),
+        without=without,
         batch_size=case.batch_size,
     )
     for method, why in plan.left_out.items():

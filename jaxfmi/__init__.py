@@ -49,11 +49,26 @@ from jaxfmi.group_cam import group_cam
 from jaxfmi.fusion import sise_layers
 from jaxfmi.sise import SISE, ada_sise, reselect, sise, sise_terms
 
+# Explainers of similarities: networks without a classifier head.
+from jaxfmi.embeddings import prototype
+from jaxfmi.similarity import fam, fam_terms, pair, sfam, support_shares
+from jaxfmi.gallery import Gallery, embed_images, gallery, pooled_maps
+from jaxfmi.matching import (
+    lafam,
+    overall_map,
+    point_map,
+    point_to_point,
+    sbsm,
+    self_map,
+    similarity_grad_cam,
+)
+
 # Many images.
 from jaxfmi.batched import batched
 
 # What options are made of, what heatmaps are put through, and what they are held against.
 from jaxfmi import controls, heatmap, metrics, multipliers, reductions, references, rules
+from jaxfmi import similarities, weightings
 
 __version__ = version("jaxfmi")
 
@@ -115,6 +130,23 @@ __all__ = [
     "sise",
     "sise_layers",
     "sise_terms",
+    "prototype",
+    "fam",
+    "fam_terms",
+    "pair",
+    "sfam",
+    "support_shares",
+    "Gallery",
+    "embed_images",
+    "gallery",
+    "pooled_maps",
+    "lafam",
+    "overall_map",
+    "point_map",
+    "point_to_point",
+    "sbsm",
+    "self_map",
+    "similarity_grad_cam",
     "batched",
     "controls",
     "heatmap",
@@ -123,4 +155,6 @@ __all__ = [
     "reductions",
     "references",
     "rules",
+    "similarities",
+    "weightings",
 ]

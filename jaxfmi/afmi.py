@@ -17,8 +17,8 @@ choice matters much. The default, ``path`` and ``signed``, is complete for every
 objects best in our trials; no number of the paper is claimed for it.
 """
 
-from types import ModuleType
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,9 +124,9 @@ def afmi_terms(
         reference has another shape; multiplier and reduction do not fit; a random option is
         without a key; a name is not known.
     """
-    multiply: Multiplier = _named("multiplier", multiplier, multipliers)
-    reduction: Reduction = _named("reduction", reduce, reductions)
-    reference = _named("reference", reference, references)
+    multiply: Multiplier = named("multiplier", multiplier, multipliers.NAMED, multipliers.__name__)
+    reduction: Reduction = named("reduction", reduce, reductions.NAMED, reductions.__name__)
+    reference = named("reference", reference, references.NAMED, references.__name__)
 
     def explain(x, *args, key=None):
         name = one_layer(score, layer, x, *args)
@@ -222,14 +222,18 @@ def _shaped(reference, like: jax.Array, what: str) -> jax.Array:
     )
 
 
-def _named(what: str, value, module: ModuleType):
-    """Resolve a name to the function it stands for."""
+def named(what: str, value, names: Mapping[str, Any], made_by: str):
+    """Resolve a name to the function it stands for.
+
+    Raises:
+      ValueError: there is no such name; says which there are, and which module makes others.
+    """
     if not isinstance(value, str):
         return value
-    if value not in module.NAMED:
-        hint = taps.suggestion(value, module.NAMED)
+    if value not in names:
+        hint = taps.suggestion(value, names)
         raise ValueError(
-            f"no {what} is called {value!r}{hint}; there are {', '.join(module.NAMED)}, and what "
-            f"the functions of {module.__name__} make"
+            f"no {what} is called {value!r}{hint}; there are {', '.join(names)}, and what "
+            f"the functions of {made_by} make"
         )
-    return module.NAMED[value]
+    return names[value]

@@ -1,5 +1,6 @@
 """Cover parts of the image, or show only parts of it: methods that look at no activation."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -40,24 +41,9 @@ def occlusion(
     Raises:
       ValueError: a window or stride below 1, or a stride larger than the window.
     """
-    sides, steps = _pair(window), _pair(stride)
-    if min(steps) < 1 or any(s > w for s, w in zip(steps, sides, strict=True)):
-        raise ValueError(f"expected 1 <= stride <= window, got stride {stride}, window {window}")
 
     def explain(x, *args):
-        rows, columns = (_windows(*axis) for axis in zip(x.shape[:2], sides, steps, strict=True))
-        cover = jnp.broadcast_to(jnp.asarray(fill, x.dtype), x.shape)
-
-        def covered(window):
-            row, column = window
-            return jnp.where(jnp.outer(rows[row], columns[column])[..., None], cover, x)
-
-        grid = tuple(jnp.indices((len(rows), len(columns))).reshape(2, -1))
-        y = scores(lambda image: score(image, *args), [(covered, grid)], chunk=chunk)
-        drops = wide(score(x, *args)) - y.reshape(len(rows), len(columns))
-        down, along = rows.astype(drops.dtype), columns.astype(drops.dtype)
-        spread = jnp.einsum("ri,rc,cj->ij", down, drops, along, precision="highest")
-        return spread / jnp.outer(rows.sum(0), columns.sum(0))
+        return mean_drop(lambda image: score(image, *args), x, window, stride, fill, chunk)
 
     return explain
 
@@ -129,6 +115,37 @@ def rise(
         return weighted / p if normalise == "expectation" else divide(weighted, mean)
 
     return explain
+
+
+def mean_drop(
+    score: Score,
+    x: jax.Array,
+    window: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    fill: jax.Array | float,
+    chunk: int | None,
+    of: Callable[[jax.Array], jax.Array] = lambda drops: drops,
+) -> jax.Array:
+    """Average ``of(score(x) - score(x, window filled))`` over the windows that cover a pixel.
+
+    Windows are placed as ``occlusion`` says. Gives [H, W].
+    """
+    sides, steps = _pair(window), _pair(stride)
+    if min(steps) < 1 or any(s > w for s, w in zip(steps, sides, strict=True)):
+        raise ValueError(f"expected 1 <= stride <= window, got stride {stride}, window {window}")
+    rows, columns = (_windows(*axis) for axis in zip(x.shape[:2], sides, steps, strict=True))
+    cover = jnp.broadcast_to(jnp.asarray(fill, x.dtype), x.shape)
+
+    def covered(window):
+        row, column = window
+        return jnp.where(jnp.outer(rows[row], columns[column])[..., None], cover, x)
+
+    grid = tuple(jnp.indices((len(rows), len(columns))).reshape(2, -1))
+    y = scores(score, [(covered, grid)], chunk=chunk)
+    drops = of(wide(score(x)) - y.reshape(len(rows), len(columns)))
+    down, along = rows.astype(drops.dtype), columns.astype(drops.dtype)
+    spread = jnp.einsum("ri,rc,cj->ij", down, drops, along, precision="highest")
+    return spread / jnp.outer(rows.sum(0), columns.sum(0))
 
 
 def _rise_mask(key, size: tuple[int, int], cells: int, p: float, dtype):

@@ -18,6 +18,7 @@ from jaxfmi.models.abn import (
 )
 from jaxfmi.models.demo import DemoNet, Pretrained, demo_model
 from jaxfmi.models.densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
+from jaxfmi.models.embedding import Conv4, Projected, Projection, ResNet12
 from jaxfmi.models.lfi_cam import (
     LfiCam,
     lfi_cam_densenet100,
@@ -98,6 +99,7 @@ __all__ = [
     "TENSORFLOW",
     "VGG",
     "Abn",
+    "Conv4",
     "DemoNet",
     "DenseNet",
     "demo_model",
@@ -106,7 +108,10 @@ __all__ = [
     "MobileNet",
     "Preprocess",
     "Pretrained",
+    "Projected",
+    "Projection",
     "ResNet",
+    "ResNet12",
     "SqueezeNet",
     "abn_densenet100",
     "abn_resnet8",

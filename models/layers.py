@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-Padding = Literal["SYMMETRIC", "SAME"]
+Padding = Literal["SYMMETRIC", "SAME", "REFLECT"]
 
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
@@ -36,7 +36,8 @@ class ConvNorm(nnx.Module):
 
     `norm=False` leaves the normalisation out and gives the convolution a bias; `bias` says
     otherwise. `SYMMETRIC` padding is `kernel // 2` on both sides as in torch, `SAME` is
-    TensorFlow's, which at stride 2 pads an even input on its far side only. An integer is itself.
+    TensorFlow's, which at stride 2 pads an even input on its far side only, and `REFLECT` mirrors
+    the picture instead of adding zeros. An integer is itself.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""The four experiments on explanations of similarity, and what they share."""

@@ -1,0 +1,242 @@
+"""D. Retrieval with MobileNetV1 0.75 at 192 pixels, which knows the classes: nothing is trained."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxfmi.metrics.ranking import top
+from jaxfmi.models import load, mobilenet_v1
+from jaxfmi.references import blur
+from jaxfmi.train.data import load_split
+from similarities import protocol
+from similarities.maps import NAMES, Network, explain, heatmaps, take_apart
+from similarities.measures import COVER, box_mask, chunked, interval
+from similarities.protocol import embedded
+from similarities.tiny import boxes_by_map, fractions
+
+SIDE, GRID = 192, 64  # of the pictures, and of the maps that boxes are found in
+SHARES = (0.1, 0.2, 0.4)
+
+
+def run(options) -> dict:
+    """Test the maps of queries and of their nearest neighbours in two sets, and of mosaics."""
+    quick, data = options.quick, options.data
+    model = mobilenet_v1(width=0.75, padding="SAME", norm=False, num_classes=1001)
+    load(model, data / "weights/mobilenet_v1_0.75_192.npz").eval()
+    network = take_apart(model, mean=(0.5,), std=(0.5,))
+    rng = np.random.default_rng(0)
+    tiny, imagenet = tiny_imagenet(data), imagenet_val(data)
+    if quick:
+        tiny, imagenet = tiny.part(slice(0, None, 25)), imagenet.part(slice(0, 60))
+    curves = options.curves or (2 if quick else 24)
+    found = {}
+    for name, collection in (("Tiny-ImageNet", tiny), ("ImageNet", imagenet)):
+        e = embedded(network, collection.images, 50)
+        found[name] = in_boxes(rng, network, collection, e)
+        if name == "Tiny-ImageNet":
+            found["curves"] = both_sides(network, collection, e, rng, curves)
+            found["deleting"] = deleting(network, collection, e, rng, options.curves or 300)
+    return found | {"mosaic": mosaics(rng, network, imagenet, e, 8 if quick else 300)}
+
+
+class Collection:
+    """Pictures uint8 [N, 192, 192, 3], labels [N], and boxes of fractions [n, 4] of each."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, boxes: list[np.ndarray]):
+        self.images, self.labels, self.boxes = images, labels, boxes
+
+    def part(self, at: slice) -> "Collection":
+        """Some of it."""
+        return Collection(self.images[at], self.labels[at], self.boxes[at])
+
+
+def squared(image: Image.Image) -> np.ndarray:
+    """A picture at the network's size."""
+    return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def tiny_imagenet(data) -> Collection:
+    """The 1,000 pictures of 20 classes of the validation part."""
+    split = load_split(data / "tiny_imagenet20_val.npz")
+    images = np.stack([squared(Image.fromarray(image)) for image in split.images])
+    return Collection(images, split.labels, list(fractions(split.boxes, 64)))
+
+
+def imagenet_val(data) -> Collection:
+    """The 400 pictures of 325 classes."""
+    with (data / "imagenet_val/index.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    images = np.stack([squared(Image.open(data / "imagenet_val" / r["file"])) for r in rows])
+    boxes = [np.array([b.split(":") for b in r["boxes"].split()], float) for r in rows]
+    return Collection(images, np.array([int(r["class_index"]) for r in rows]), boxes)
+
+
+def unit(e: np.ndarray) -> np.ndarray:
+    """Embeddings [N, E] divided by their norms."""
+    return e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-12)
+
+
+def neighbours(e: np.ndarray) -> np.ndarray:
+    """The nearest other picture by the cosine, [N]."""
+    cosines = unit(e) @ unit(e).T
+    np.fill_diagonal(cosines, -np.inf)
+    return cosines.argmax(1)
+
+
+def recall(nearest: np.ndarray, labels: np.ndarray) -> list[float]:
+    """How often the nearest other picture is of the same class."""
+    return interval(labels[nearest] == labels)
+
+
+def in_boxes(rng, network: Network, c: Collection, e: np.ndarray) -> dict:
+    """Every picture as the query, the nearest other as its partner; maps of both.
+
+    The margin is to a picture drawn at random, `same random` is the correlation with the map for
+    it, `same other` with that for a random picture of another class.
+    """
+    nearest, count = neighbours(e), len(e)
+    random = (np.arange(count) + rng.integers(1, count, count)) % count
+    foreign = np.array([rng.choice(np.flatnonzero(c.labels != label)) for label in c.labels])
+    regions = np.stack([box_mask(b, (SIDE, SIDE)) for b in c.boxes])
+    small = regions.mean((1, 2)) < COVER
+    result = {"recall@1": recall(nearest, c.labels), "small boxes": int(small.sum())}
+    result["recall@1, centred"] = recall(neighbours(e - e.mean(0)), c.labels)
+    for side, at, partner in (
+        ("query", np.arange(count), nearest),
+        ("neighbour", nearest, np.arange(count)),
+    ):
+        pairs = {"random": (e[random], e[partner]), "other": (e[foreign], e[partner])}
+        table, maps = protocol.map_test(
+            network,
+            e.mean(0),
+            c.images[at],
+            e[partner],
+            e[random],
+            regions[at],
+            partners=pairs,
+            batch=20,
+            size=(GRID, GRID),
+        )
+        shown = small[at]
+        hidden = {
+            m: {n: np.where(shown, v, np.nan) for n, v in t.items()} for m, t in table.items()
+        }
+        found = protocol.summary(hidden | {k: table[k] for k in ("missing", "score")})
+        result[f"maps, {side}"] = found
+        if side == "query":
+            result["complete above"] = protocol.differences(hidden["peak"])
+            result["completeness"] = protocol.completeness(found)
+            result["localisation"] = boxes_by_map(maps, c.boxes, slice(0, count))
+            result["figure"] = {
+                "images": c.images[:4],
+                "maps": {name: m[:4] for name, m in maps.items()},
+                "titles": [f"cosine {v:.2f}" for v in (unit(e) * unit(e[nearest])).sum(1)[:4]],
+            }
+    return result
+
+
+def both_sides(network: Network, c: Collection, e, rng, count: int) -> dict:
+    """Deletion and insertion in the query and in its nearest neighbour."""
+    nearest = neighbours(e)
+    at = rng.permutation(len(e))[:count]
+    random = (at + rng.integers(1, len(e), count)) % len(e)
+    sides = {"query": (at, nearest[at]), "neighbour": (nearest[at], at)}
+    found = {
+        side: protocol.curve_test(network, e.mean(0), c.images[a], e[b], e[random], batch=1)
+        for side, (a, b) in sides.items()
+    }
+    return {"maps": found, "pictures": count}
+
+
+def deleting(network: Network, c: Collection, e, rng, count: int) -> dict:
+    """Recall@1 of queries whose highest 10, 20, 40 % by the map for the neighbour are blurred."""
+    nearest = neighbours(e)
+    at = rng.permutation(len(e))[:count]
+    random = (at + rng.integers(1, len(e), len(at))) % len(e)
+    mean = e.mean(0)
+
+    def one(state, image, own, other, seed):
+        x, embed = network.net.input(image), network.net.embed(state)
+        found = explain(network.net, state, mean, x, own, other, jax.random.key(seed))
+        fill = blur(SIDE / 8)(x)
+
+        def deleted(heatmap, share):
+            return embed(jnp.where(top(heatmap, share * heatmap.size)[..., None], fill, x))
+
+        stack = jnp.stack(list(heatmaps(found, x.shape[:2]).values()))
+        return jax.vmap(lambda h: jax.vmap(lambda s: deleted(h, s))(jnp.array(SHARES)))(stack)
+
+    changed = chunked(one, 2)(network.state, c.images[at], e[nearest[at]], e[random], at)
+    found = {}
+    for i, name in enumerate(NAMES):
+        found[name] = {}
+        for j, share in enumerate(SHARES):
+            cosines = unit(changed[:, i, j]) @ unit(e).T
+            cosines[np.arange(len(at)), at] = -np.inf
+            hits = c.labels[cosines.argmax(1)] == c.labels[at]
+            found[name][f"{share:.0%}"] = interval(hits)
+    return {"recall@1, whole": interval(c.labels[nearest[at]] == c.labels[at]), "maps": found}
+
+
+def mosaics(rng, network: Network, c: Collection, e, count: int) -> dict:
+    """Four pictures of different classes in one; the partner is another picture of one's class.
+
+    The margin is to the embedding of another of the four, by itself; `same other` is the
+    correlation with the map for that.
+    """
+    paired = [i for i, label in enumerate(c.labels) if (c.labels == label).sum() > 1]
+    half, images, own, other, tiles = SIDE // 2, [], [], [], rng.integers(0, 4, count)
+    for tile in tiles:
+        target = rng.choice(paired)
+        partner = rng.choice(np.setdiff1d(np.flatnonzero(c.labels == c.labels[target]), [target]))
+        shown = [target]
+        while len(shown) < 4:
+            candidate = rng.integers(len(c.labels))
+            if c.labels[candidate] not in c.labels[shown]:
+                shown.append(candidate)
+        order = np.roll(shown, tile)  # the target comes to be at `tile`
+        small = [
+            np.asarray(Image.fromarray(c.images[i]).resize((half, half), Image.Resampling.BOX))
+            for i in order
+        ]
+        images.append(np.block([[[small[0]], [small[1]]], [[small[2]], [small[3]]]]))
+        own.append(e[partner])
+        other.append(e[shown[1]])
+    images = np.stack(images)
+    regions = np.stack([tile_mask(tile, (SIDE, SIDE)) for tile in tiles])
+    own, other = np.stack(own), np.stack(other)
+    table, maps = protocol.map_test(
+        network,
+        e.mean(0),
+        images,
+        own,
+        other,
+        regions,
+        partners={"other": (other, own)},
+        batch=20,
+        size=(GRID, GRID),
+    )
+    found = protocol.summary(table)
+    return {
+        "maps": found,
+        "complete above": protocol.differences(table["peak"]),
+        "completeness": protocol.completeness(found),
+        "mosaics": count,
+        "figure": {
+            "images": images[:4],
+            "maps": {name: m[:4] for name, m in maps.items()},
+            "titles": [f"partner of tile {tile + 1}" for tile in tiles[:4]],
+        },
+    }
+
+
+def tile_mask(tile: int, size: tuple[int, int]) -> np.ndarray:
+    """Mark a quarter of the picture, counted by rows."""
+    mask = np.zeros(size, bool)
+    row, column = divmod(int(tile), 2)
+    height, width = size[0] // 2, size[1] // 2
+    mask[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
+    return mask
