@@ -116,9 +116,8 @@ def pixel_auc(m: jax.Array, region: jax.Array) -> jax.Array:
 def curves(trainer, state, x: jax.Array, maps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Deletion to the mean colour and insertion into a blurred picture, divided by p(picture).
 
-    Of the class that the network predicts. `maps` are of the pictures' size.
+    Of the class that the network predicts; maps are brought to the pictures' size.
     """
-    chunk = 1 if jax.default_backend() == "cpu" else None
 
     @jax.jit
     def some(params, stats, x, m):
@@ -126,12 +125,13 @@ def curves(trainer, state, x: jax.Array, maps: Mapping[str, np.ndarray]) -> dict
         score = class_score(lambda x: model(x), of=probability)
 
         def one(x, m):
+            m = heatmap.resize(m, x.shape[:2])
             label = model(x[None])[0].argmax()
             whole = score(x, label)
             areas = (getattr(metrics, c)(score, steps=STEPS, chunk=None)(x, m, label) for c in CURVES)
             return jnp.stack([a / whole for a in areas])
 
-        return jax.lax.map(lambda a: one(*a), (x, m), batch_size=chunk or BATCH)
+        return jax.vmap(one)(x, m)
 
     random = np.random.default_rng(0).random(x.shape[:3]).astype(np.float32)
     found = {}
