@@ -1,7 +1,7 @@
 """What ``lfi_cam.py`` measures: maps of every arm, how they lie on objects, how steady they are."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
 from typing import Any
 
@@ -46,17 +46,29 @@ def views(model: nnx.Module, x: jax.Array) -> dict[str, Any]:
     return {"said": said, "maps": maps}
 
 
-def look(trainer, state, x: jax.Array, size: int) -> dict[str, Any]:
+def look(graph: nnx.GraphDef, state, x: jax.Array, size: int) -> dict[str, Any]:
     """`views` of all pictures, with maps [N, size, size] scaled to [0, 1]."""
+    some = _looking(graph, size)
+    parts = [jax.device_get(some(state.params, state.stats, x[i : i + 500])) for i in _cuts(x, 500)]
+    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
+
+@cache
+def _looking(graph: nnx.GraphDef, size: int):
     @jax.jit
     def some(params, stats, x):
-        found = views(trainer.merge(params, stats), x)
+        found = views(merge(graph, params, stats), x)
         sized = {k: jax.vmap(partial(scaled, size=size))(m) for k, m in found["maps"].items()}
         return found | {"maps": sized}
 
-    parts = [jax.device_get(some(state.params, state.stats, x[i : i + 500])) for i in _cuts(x, 500)]
-    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+    return some
+
+
+def merge(graph: nnx.GraphDef, params, stats) -> nnx.Module:
+    """The network, in evaluation mode."""
+    model = nnx.merge(graph, params, stats, copy=True)
+    model.eval()
+    return model
 
 
 def scaled(m: jax.Array, size: int) -> jax.Array:
@@ -113,32 +125,39 @@ def pixel_auc(m: jax.Array, region: jax.Array) -> jax.Array:
     return jnp.where(pairs == 0, jnp.nan, above / jnp.where(pairs == 0, 1, pairs))
 
 
-def curves(trainer, state, x: jax.Array, maps: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def curves(
+    graph: nnx.GraphDef, state, x: jax.Array, maps: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """Deletion to the mean colour and insertion into a blurred picture, divided by p(picture).
 
     Of the class that the network predicts; maps are brought to the pictures' size.
     """
+    some, random = _curving(graph), np.random.default_rng(0).random(x.shape[:3]).astype(np.float32)
+    found = {}
+    for name, m in {**maps, "random": random}.items():
+        rows = [
+            some(state.params, state.stats, x[i : i + BATCH], m[i : i + BATCH]) for i in _cuts(x)
+        ]
+        found[name] = dict(zip(CURVES, np.concatenate(rows).mean(0).tolist(), strict=True))
+    return found
 
+
+@cache
+def _curving(graph: nnx.GraphDef):
     @jax.jit
     def some(params, stats, x, m):
-        model = trainer.merge(params, stats)
+        model = merge(graph, params, stats)
         score = class_score(lambda x: model(x), of=probability)
+        measures = [getattr(metrics, c)(score, steps=STEPS, chunk=None) for c in CURVES]
 
         def one(x, m):
-            m = heatmap.resize(m, x.shape[:2])
             label = model(x[None])[0].argmax()
-            whole = score(x, label)
-            areas = (getattr(metrics, c)(score, steps=STEPS, chunk=None)(x, m, label) for c in CURVES)
-            return jnp.stack([a / whole for a in areas])
+            sized = heatmap.resize(m, x.shape[:2])
+            return jnp.stack([f(x, sized, label) for f in measures]) / score(x, label)
 
         return jax.vmap(one)(x, m)
 
-    random = np.random.default_rng(0).random(x.shape[:3]).astype(np.float32)
-    found = {}
-    for name, m in {**maps, "random": random}.items():
-        rows = [some(state.params, state.stats, x[i : i + BATCH], m[i : i + BATCH]) for i in _cuts(x)]
-        found[name] = dict(zip(CURVES, np.concatenate(rows).mean(0).tolist(), strict=True))
-    return found
+    return some
 
 
 def _cuts(x, step: int = BATCH) -> range:
@@ -169,7 +188,10 @@ def steadiness(maps: Sequence[np.ndarray], right: Sequence[np.ndarray], pairs) -
                 "spearman": np.mean(same.spearman),
                 "row IoU": np.mean([iou_ref(*m) for m in zip(a[few], b[few], strict=True)]),
                 "row chance": np.mean(
-                    [iou_ref(a[k], b[l]) for k, l in zip(order[few], np.roll(order, -1)[few], strict=True)]
+                    [
+                        iou_ref(a[k], b[l])
+                        for k, l in zip(order[few], np.roll(order, -1)[few], strict=True)
+                    ]
                 ),
             }
         )

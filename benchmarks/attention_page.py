@@ -208,7 +208,10 @@ def _place_lines(result, region: str) -> list[str]:
     first = next(iter(_there(result, "lfi", "baseline", "deep")), None)
     if first:
         means = {
-            m: {a: values(result, a, first, m, region=region).mean() for a in ("lfi", "baseline", "deep")}
+            m: {
+                a: values(result, a, first, m, region=region).mean()
+                for a in ("lfi", "baseline", "deep")
+            }
             for m in MEASURES
         }
         won = "; ".join(f"{m}: {max(v, key=v.get)}" for m, v in means.items())
@@ -221,9 +224,17 @@ def _place_lines(result, region: str) -> list[str]:
         text = "trained map above untrained"
         if f"small {region}" in _regions(result):
             centre = result["no net"]["centre"][f"small {region}"]
-            own = {m: values(result, "lfi", SETTINGS[0], m, region=f"small {region}").mean() for m in MAIN}
-            met, text = met and all(own[m] > centre[m] for m in MAIN), f"{text}, and on small boxes above the centre"
-            why += "; small boxes: " + "; ".join(f"{m} {own[m]:.3f} to {centre[m]:.3f}" for m in MAIN)
+            own = {
+                m: values(result, "lfi", SETTINGS[0], m, region=f"small {region}").mean()
+                for m in MAIN
+            }
+            met, text = (
+                met and all(own[m] > centre[m] for m in MAIN),
+                f"{text}, and on small boxes above the centre",
+            )
+            why += "; small boxes: " + "; ".join(
+                f"{m} {own[m]:.3f} to {centre[m]:.3f}" for m in MAIN
+            )
         lines.append(_said("vii", text, met, f"{why}."))
     return lines
 
@@ -248,7 +259,9 @@ def _size_lines(result, region: str | None) -> list[str]:
     if pick(result, "lfi", first) and pick(result, "deep", first):
         mine, deep = values(result, "lfi", first), values(result, "deep", first)
         why = f"{told(mine.tolist())} to {told(deep.tolist())}."
-        lines.append(_said("iv", "accuracy above deep's beyond the seeds", mine.min() > deep.max(), why))
+        lines.append(
+            _said("iv", "accuracy above deep's beyond the seeds", mine.min() > deep.max(), why)
+        )
     if pick(result, "lfi", first) and pick(result, "uniform", first):
         figures = ("accuracy", *(MEASURES if region else ()))
         better = [
@@ -257,7 +270,11 @@ def _size_lines(result, region: str | None) -> list[str]:
             if values(result, "lfi", first, f, region=region).min()
             > values(result, "uniform", first, f, region=region).max()
         ]
-        why = f"So in {', '.join(better)}." if better else "The learned importance is not shown to matter."
+        why = (
+            f"So in {', '.join(better)}."
+            if better
+            else "The learned importance is not shown to matter."
+        )
         text = "accuracy or place above uniform's beyond the seeds"
         lines.append(_said("v", text, bool(better), why))
     return lines

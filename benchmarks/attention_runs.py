@@ -214,12 +214,6 @@ class Trainer:
             state = state._replace(stats=stats)
         return state
 
-    def merge(self, params, stats) -> nnx.Module:
-        """The network, in evaluation mode."""
-        model = nnx.merge(self.graph, params, stats, copy=True)
-        model.eval()
-        return model
-
     def _order(self, seed: int, epoch: int):
         order = np.random.default_rng((seed, epoch)).permutation(len(self.data.labels))
         order = order[: self.steps * self.batch].reshape(self.steps, self.batch)

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from attention_measures import curves, kinds_of_pairs, look, no_net, placed, steadiness
+from attention_measures import curves, kinds_of_pairs, look, merge, no_net, placed, steadiness
 from attention_page import write_page
 from attention_runs import EXPERIMENTS, Run, Trainer, inputs, listed, train
 from measure import RESULTS, environment
@@ -34,11 +34,11 @@ UNTRAINED = "untrained"
 
 def measure(trainer: Trainer, state, run: Run, data, x, count: int) -> tuple[dict, dict]:
     """Everything about one network; and its maps [N, S, S] of the test pictures."""
-    seen = look(trainer, state, x, data.size)
+    seen = look(trainer.graph, state, x, data.size)
     right = {k: v.argmax(-1) == data.test_labels for k, v in seen["said"].items()}
     found: dict[str, Any] = {
         **run._asdict(),
-        "parameters": networks.count(trainer.merge(*state[:2])),
+        "parameters": networks.count(merge(trainer.graph, *state[:2])),
         "accuracy": {k: float(v.mean()) for k, v in right.items()},
         "maps": {k: placed(m, data.regions, data.small) for k, m in seen["maps"].items()},
     }
@@ -47,18 +47,28 @@ def measure(trainer: Trainer, state, run: Run, data, x, count: int) -> tuple[dic
     first = next(iter(trainer.experiment.settings))
     if count and run.setting == first:
         shown = {k: m[:count] for k, m in seen["maps"].items() if k in ("A", "CAM")}
-        found["curves"] = curves(trainer, state, x[:count], shown)
-    return found, {"right": right["own"], **{k: m.astype(np.float16) for k, m in seen["maps"].items()}}
+        found["curves"] = curves(trainer.graph, state, x[:count], shown)
+    return found, {
+        "right": right["own"],
+        **{k: m.astype(np.float16) for k, m in seen["maps"].items()},
+    }
 
 
 def sanity(trainer: Trainer, state, x, size: int, seed: int) -> dict[str, float]:
     """How like itself the map stays (Pearson) with a random FIN, and with a random backbone."""
     other = trainer.start(seed + 1000)
-    maps = {"": look(trainer, state, x, size)["maps"]["A"]}
+    maps = {"": look(trainer.graph, state, x, size)["maps"]["A"]}
     for part in ("fin", "backbone"):
-        mixed = [type(a)({**dict(a), part: dict(b)[part]}) for a, b in zip(state[:2], other[:2], strict=True)]
-        maps[part] = look(trainer, state._replace(params=mixed[0], stats=mixed[1]), x, size)["maps"]["A"]
-    flat = {k: m.reshape(len(m), -1) - m.reshape(len(m), -1).mean(1)[:, None] for k, m in maps.items()}
+        mixed = [
+            type(a)({**dict(a), part: dict(b)[part]})
+            for a, b in zip(state[:2], other[:2], strict=True)
+        ]
+        maps[part] = look(trainer.graph, state._replace(params=mixed[0], stats=mixed[1]), x, size)[
+            "maps"
+        ]["A"]
+    flat = {
+        k: m.reshape(len(m), -1) - m.reshape(len(m), -1).mean(1)[:, None] for k, m in maps.items()
+    }
     norm = {k: np.linalg.norm(m, axis=1) + 1e-12 for k, m in flat.items()}
     return {
         f"random {k}": float(((flat[k] * flat[""]).sum(1) / (norm[k] * norm[""])).mean())
@@ -99,7 +109,11 @@ def perform(name: str, data, folder: Path, options) -> list[Run]:
         if run.setting == settings[0]:
             fresh = trainer.start(run.seed)
             blank = run._replace(setting=UNTRAINED)
-            _keep(folder, blank, *measure(trainer, trainer.refreshed(fresh, run.seed), blank, data, x, 0))
+            _keep(
+                folder,
+                blank,
+                *measure(trainer, trainer.refreshed(fresh, run.seed), blank, data, x, 0),
+            )
             blank = run._replace(setting="raw")
             _keep(folder, blank, *measure(trainer, fresh, blank, data, x, 0))
         _keep(folder, run, found, maps)
@@ -120,9 +134,17 @@ def gather(name: str, data, folder: Path) -> dict[str, Any]:
     chance = {k: float(m.mean()) for k, m in data.regions.items()}
     steady = {}
     settings = EXPERIMENTS[name].settings
-    for arm, map_name in (("lfi", "A"), ("abn", "A"), ("uniform", "A"), ("baseline", "CAM"), ("deep", "CAM")):
+    for arm, map_name in (
+        ("lfi", "A"),
+        ("abn", "A"),
+        ("uniform", "A"),
+        ("baseline", "CAM"),
+        ("deep", "CAM"),
+    ):
         mine = [r for r in runs if r["arm"] == arm and r["setting"] in settings]
-        loaded = [np.load(folder / f"{Run(arm, r['setting'], r['seed']).name}.maps.npz") for r in mine]
+        loaded = [
+            np.load(folder / f"{Run(arm, r['setting'], r['seed']).name}.maps.npz") for r in mine
+        ]
         maps = [m[map_name].astype(np.float32) for m in loaded]
         right = [m["right"] for m in loaded]
         for kind, pairs in kinds_of_pairs([(r["setting"], r["seed"]) for r in mine]).items():
@@ -148,7 +170,9 @@ def _examples(data, folder: Path, count: int = 6) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("experiments", nargs="*", choices=[[], *EXPERIMENTS])
     parser.add_argument("--data", type=Path, default=next((d for d in DATA if d.is_dir()), DATA[0]))
     parser.add_argument("--out", type=Path, default=HERE.parent / "runs" / "lfi_cam")
@@ -157,7 +181,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--epochs", type=int, default=0, help="instead of the recipe's")
     parser.add_argument("--limit", type=int, default=0, help="of training pictures, to try it")
-    parser.add_argument("--curves", type=int, default=200, help="pictures of deletion and insertion")
+    parser.add_argument(
+        "--curves", type=int, default=200, help="pictures of deletion and insertion"
+    )
     parser.add_argument("--page", action="store_true", help="write lfi_cam.md")
     options = parser.parse_args()
     for name in options.experiments:

@@ -46,7 +46,9 @@ def test_auc_counts_pairs():
     m, region = rng.integers(0, 5, (6, 7)).astype(np.float32), rng.random((6, 7)) < 0.4
     pairs = m[region][:, None] - m[~region][None]
     expected = (pairs > 0).mean() + 0.5 * (pairs == 0).mean()
-    np.testing.assert_allclose(measures.pixel_auc(jnp.asarray(m), jnp.asarray(region)), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        measures.pixel_auc(jnp.asarray(m), jnp.asarray(region)), expected, rtol=1e-6
+    )
     assert np.isnan(measures.pixel_auc(jnp.asarray(m), jnp.ones((6, 7), bool)))
 
 

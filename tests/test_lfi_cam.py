@@ -165,9 +165,7 @@ def test_a_constant_sum_stays_what_it_is():
 def small(attention="learned", fin="paired"):
     """``(graph, state)`` of a narrow network in float64."""
     kinds = {"attention": attention, "fin": fin}
-    return nnx.split(
-        filled(lambda: models.lfi_cam_resnet8(width=4, num_classes=5, **kinds))
-    )
+    return nnx.split(filled(lambda: models.lfi_cam_resnet8(width=4, num_classes=5, **kinds)))
 
 
 @functools.cache

@@ -144,4 +144,6 @@ def _needed(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f'digits on textures need {package}: pip install "jaxfmi[train]"') from error
+        raise ImportError(
+            f'digits on textures need {package}: pip install "jaxfmi[train]"'
+        ) from error
