@@ -313,11 +313,7 @@ def test_bfloat16_makes_its_map_in_float32():
 def test_tags():
     graph, state = shared_small()
     found = jf.tags(lambda x: merge(graph, state)(x), pictures(2))
-    assert list(found) == ["stem", *(f"stage{i}" for i in (1, 2, 3))] + [
-        "importance",
-        "attention",
-        "attended",
-    ]
+    assert list(found) == "stem stage1 stage2 stage3 importance attention attended".split()
     assert found["importance"] == (2, 16)
     assert found["attention"] == (2, 6, 5, 1)
     assert found["attended"] == found["stage3"] == (2, 6, 5, 16)
@@ -496,7 +492,7 @@ def test_maps_of_one_position_are_refused():
 
 
 def test_unknown_kinds():
-    with pytest.raises(ValueError, match="'learned', 'uniform', 'off', 'deep'.*'none'"):
+    with pytest.raises(ValueError, match=r"'learned', 'uniform', 'off', 'deep'.*'none'"):
         models.lfi_cam_resnet8(attention="none")
     with pytest.raises(ValueError, match="'paired' or 'every', got 'each'"):
         models.lfi_cam_resnet8(fin="each")
