@@ -6,6 +6,7 @@ convolution is fed with what no activation made negative, so that z+ is one prod
 transpose.
 """
 
+from copy import deepcopy
 from functools import reduce
 
 import numpy as np
@@ -36,12 +37,9 @@ def zennit_program(twin, images, labels):
     from zennit.composites import EpsilonPlusFlat
     from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
-    canonizer = (
-        VGGCanonizer()
-        if isinstance(getattr(twin, "features", None), nn.Sequential)
-        else (ResNetCanonizer())
-    )
-    attributor = Gradient(twin, EpsilonPlusFlat(canonizers=[canonizer]))
+    canonizer = VGGCanonizer() if hasattr(twin, "features") else ResNetCanonizer()
+    changed = deepcopy(twin).to(DEVICE)
+    attributor = Gradient(changed, EpsilonPlusFlat(canonizers=[canonizer]))
     attributor.__enter__()  # for good: the time of registering it is not counted
 
     def explain(_, x, labels):
