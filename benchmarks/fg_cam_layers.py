@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import polars as pl
 from fg_cam_layers_page import PIXELS, write_page
@@ -32,6 +33,7 @@ HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data"
 OUT = HERE / "fg_cam_layers"
 DENOISE = 0.1  # the authors' share of the rank
+MEASURE = "measure"
 COMPOSITES = ("epsilon_plus_flat", "epsilon_alpha2_beta1_flat", "epsilon_gamma_box", "deep_taylor")
 
 
@@ -68,7 +70,7 @@ def read(network, folder: Path, limit: int | None) -> Pictures:
     with ThreadPoolExecutor() as pool:
         inputs = np.stack(list(pool.map(lambda s: network.preprocess(s.open()), samples)))
     regions = np.stack([datasets.to_region(s.boxes, inputs.shape[1:3]) for s in samples])
-    return Pictures(inputs, np.array([s.label for s in samples]), regions)
+    return Pictures(inputs, np.array([s.label for s in samples], np.int32), regions)
 
 
 def places(network, x) -> list[str]:
@@ -79,31 +81,35 @@ def places(network, x) -> list[str]:
     return [*reversed(names[: names.index(last) + 1]), PIXELS]
 
 
-def methods(at: list[str]) -> list[str]:
-    """What the maps of ``explainer`` are called, in their order."""
-    fg_cam = [f"{kind} {place}" for kind in ("fg_cam", "fg_cam denoised") for place in at]
-    return [*fg_cam, *(f"lrp {name}" for name in COMPOSITES)]
+def explainers(at: list[str]) -> dict:
+    """What the maps are of: ``score -> explainer``, by the names of one or several maps."""
+
+    def lrp(score, name):  # biases are no part of Deep Taylor decomposition
+        return jaxfmi.lrp(score, name, bias=name != "deep_taylor")
+
+    fg_cam = {
+        tuple(f"{kind} {place}" for place in at): partial(
+            jaxfmi.fg_cam, layer=at[0], at=at, denoise=denoise
+        )
+        for kind, denoise in (("fg_cam", 0.0), ("fg_cam denoised", DENOISE))
+    }
+    return fg_cam | {(f"lrp {name}",): partial(lrp, name=name) for name in COMPOSITES}
 
 
-def explainer(apply, at: list[str]):
-    """All maps of a batch as a compiled function: ``(params, x, labels) -> [m, n, H, W]``."""
-
-    def explain(score, x, label):
-        maps = jaxfmi.fg_cam(score, at[0], at=at)(x, label)
-        maps += jaxfmi.fg_cam(score, at[0], at=at, denoise=DENOISE)(x, label)
-        for name in COMPOSITES:  # biases are no part of Deep Taylor decomposition
-            maps.append(jaxfmi.lrp(score, name, bias=name != "deep_taylor")(x, label))
-        return jax.numpy.stack(maps)
+def mapper(apply, make):
+    """An explainer as a function ``(params, x, labels) -> [m, n, H, W]``, to be compiled."""
 
     @jax.jit
     def batch(params, x, labels):
-        return jax.vmap(partial(explain, class_score((apply, params))), out_axes=1)(x, labels)
+        explain = make(class_score((apply, params)))
+        maps = jax.vmap(lambda x, label: jnp.stack(jax.tree.leaves(explain(x, label))))
+        return maps(x, labels).swapaxes(0, 1)
 
     return batch
 
 
 def measurer(apply, steps: int):
-    """Metrics of maps [n, H, W] as a compiled function, by name, each [n]."""
+    """Metrics of maps [n, H, W] by name, each [n], as a function to be compiled."""
 
     def measure(score, x, label, heatmap, region):
         return {
@@ -122,21 +128,44 @@ def measurer(apply, steps: int):
     return batch
 
 
+def compiled(apply, params, pictures: Pictures, at: list[str], size: int, steps: int):
+    """All programs for batches of one size, the explainers' by the names of their maps.
+
+    Compiling takes longer than running, and several threads do it at a time.
+    """
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), pictures)
+    lowered = {
+        names: mapper(apply, make).lower(params, like.inputs, like.labels)
+        for names, make in explainers(at).items()
+    }
+    maps = jax.ShapeDtypeStruct(like.regions.shape, jnp.float32)
+    lowered[MEASURE] = measurer(apply, steps).lower(
+        params, like.inputs, like.labels, maps, like.regions
+    )
+    with ThreadPoolExecutor() as pool:
+        programs = list(pool.map(lambda program: program.compile(), lowered.values()))
+    found = dict(zip(lowered, programs, strict=True))
+    return found, found.pop(MEASURE)
+
+
 def evaluate(network, pictures: Pictures, at: list[str], options) -> pl.DataFrame:
     """One row per picture and method."""
     apply, params = functional(network.model)
-    explain, measure = explainer(apply, at), measurer(apply, options.steps)
     n, size = len(pictures.labels), min(options.batch, len(pictures.labels))
+    explain, measure = compiled(apply, params, pictures, at, size, options.steps)
+    print("compiled", flush=True)
     parts = []
     for start in range(0, n, size):
         index = np.minimum(np.arange(start, start + size), n - 1)  # the last batch is filled up
         x, labels, regions = jax.device_put([a[index] for a in pictures])
-        maps = explain(params, x, labels)
-        found = [measure(params, x, labels, m, regions) for m in maps]  # nothing is waited for
-        for method, values in zip(methods(at), jax.device_get(found), strict=True):
+        found = {}
+        for names, program in explain.items():
+            for name, maps in zip(names, program(params, x, labels), strict=True):
+                found[name] = measure(params, x, labels, maps, regions)  # nothing is waited for
+        for name, values in jax.device_get(found).items():
             columns = {k: v[: n - start].astype(np.float32) for k, v in values.items()}
             parts.append(pl.DataFrame({"index": index[: n - start], **columns}))
-            parts[-1].insert_column(0, pl.Series("method", [method] * len(parts[-1])))
+            parts[-1].insert_column(0, pl.Series("method", [name] * len(parts[-1])))
         print(f"{min(start + size, n)} of {n} pictures", flush=True)
     return pl.concat(parts).sort("method", "index")
 
@@ -148,7 +177,7 @@ def compute(name: str, options) -> None:
     network = networks.open_network(name, str(weights), case.options, case.preprocess)
     pictures = read(network, options.data / "imagenet_val", options.limit)
     at = places(network, pictures.inputs[0])
-    print(f"{name}: {len(pictures.labels)} pictures, {len(methods(at))} maps of each", flush=True)
+    print(f"{name}: {len(pictures.labels)} pictures", flush=True)
     rows = evaluate(network, pictures, at, options)
     options.out.mkdir(parents=True, exist_ok=True)
     rows.write_parquet(options.out / f"{name}.parquet")
