@@ -16,11 +16,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from measure import alternate, report, summary, torch_device, torch_pixels
 
 import jaxfmi
 from jaxfmi import class_score, models
+from jaxfmi.command import networks
 from jaxfmi.command.methods import METHODS
 from jaxfmi.modules import functional
 
@@ -60,7 +60,7 @@ def torch_twin(name: str):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         save_file(twin.state_dict(), path)
-        model = models.load(nnx.eval_shape(getattr(models, name)), path)
+        model = models.load(networks.blank(name)[0], path)
     return twin.to(torch_device()), model
 
 

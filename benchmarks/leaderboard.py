@@ -124,9 +124,8 @@ def evaluate(name: str, case: Case, args) -> tuple[Standing, list[str]]:
     """Bring one network's folder up to date; also gives the pictures that can't be read."""
     weights = DATA / "weights" / f"{case.weights}.npz"
     network = networks.open_network(name, str(weights), case.model_options, case.preprocess)
-    chosen = set(args.methods or EXPLAINERS).difference(
-        () if args.methods else (*case.without, *NO_MAP)
-    )
+    without = (*case.without, *NO_MAP)
+    chosen = set(args.methods or (name for name in EXPLAINERS if name not in without))
     chunks = [f"{method}.chunk={args.chunk}" for method in MASKED if args.chunk]
     seldom = () if args.whole else case.method_every
     plan = plan_evaluation(
