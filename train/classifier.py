@@ -38,7 +38,7 @@ WEIGHTS = (nnx.Param, nnx.BatchStat)
 HEADS = {"logits": "accuracy", "aux_logits": "aux_accuracy"}  #: outputs with a loss, and its figure
 AUGMENTATIONS = ("pad", "flip", "min_scale", "stretch", "jitter", "grey", "cast", "erase")
 FREE = ("out", "keep", "save_every", "log_every", "panel_every", "time_budget", "workers")
-FREE += ("devices", "data_dir", "layer", "half", "note", "select")  # may change as a run goes on
+FREE += ("devices", "data_dir", "layer", "half", "note")  # may change as a run goes on
 
 Graph = tuple[nnx.GraphDef, nnx.GraphDef]
 
@@ -111,8 +111,13 @@ def look(graph: nnx.GraphDef, weights: nnx.State, images, *, config: Config) -> 
 
 
 def evaluate(model: nnx.Module, split: Split | Records, config: Config) -> dict[str, float]:
-    """Mean figures of a network on a split: what `eval_step` gives, and the number of `images`."""
+    """Mean figures of a network on a split: what `eval_step` gives, and the number of `images`.
+
+    Raises:
+      ValueError: the network has another number of classes, or the devices do not divide a batch.
+    """
     whole, batch = spread(config)
+    _figures(model, next(sweep(split, config, 1)).images[:1], len(split.names))
     graph, weights = nnx.split(model)
     measure = jax.jit(partial(eval_step, graph, config=config))
     return loop.figures(measure, jax.device_put(weights, whole), split, config, batch)

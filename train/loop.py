@@ -202,7 +202,10 @@ def _row(
 def _examine(
     run: Run, state: State, epoch: int, before: np.ndarray | None
 ) -> tuple[dict[str, float], np.ndarray | None]:
-    """Evaluate, and look at the maps of the first pictures, if the model makes any."""
+    """Evaluate, and look at the maps of the first pictures, if the model makes any.
+
+    `before` are those of the evaluation before, None in the first one after a start.
+    """
     c, name, model = run.config, watched(run), weights(state)
     split = run.data[name]
     found = figures(run.measure, model, split, c, run.batch)
