@@ -246,7 +246,7 @@ def _speed(run: Run, last: Mark, now: Mark) -> float:
 
 def _leave(number: int, at: int, tell: Journal) -> None:
     """After a signal: say so, and go."""
-    tell.say(f"stopped by {signal.Signals(number).name}: step {at} is saved, the same goes on")
+    tell.say(f"stopped by {signal.Signals(number).name}: step {at} is saved")
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
