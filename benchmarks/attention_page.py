@@ -16,8 +16,8 @@ SETTINGS = ("a", "b", "c")
 OWN = {"baseline": "CAM", "deep": "CAM", "uniform": "A", "lfi": "A", "abn": "A"}
 HEAD = """# LFI-CAM, ABN and their controls
 
-Written by `python benchmarks/lfi_cam.py --page` from `results/lfi_cam_*.json`. The arms: `baseline`,
-the backbone alone; `deep`, which has LFI-CAM's parameters in series and no attention; `uniform`,
+Written by `python benchmarks/lfi_cam.py --page` from `results/lfi_cam_*.json`. The arms:
+`baseline`, the backbone alone; `deep`, which has LFI-CAM's parameters in series and no attention; `uniform`,
 LFI-CAM with all weights 1/C; `lfi`, LFI-CAM; `abn`, with its official two-term loss. Stems and
 recipes are the same in all. Weights are those of the last epoch; nothing was selected, on no split.
 

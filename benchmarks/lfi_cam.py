@@ -1,7 +1,7 @@
 """LFI-CAM, ABN and their controls: accuracy, where maps lie, how steady they are.
 
     python benchmarks/lfi_cam.py C1-10                     # digits on textures: two cores, 20 min
-    python benchmarks/lfi_cam.py G1 --time-budget 540      # Tiny-ImageNet-20: a GPU, again and again
+    python benchmarks/lfi_cam.py G1 --time-budget 540      # Tiny-ImageNet-20: on a GPU, repeatedly
     python benchmarks/lfi_cam.py --page                    # writes lfi_cam.md of all results
 
 Every command goes on from where the last one stopped: runs that are done are not done again, and
