@@ -72,8 +72,10 @@ def test_layers_that_are_no_map():
     score = jf.class_score(network("lfi_cam"))
     with pytest.raises(ValueError, match=r"'stage3' has shape \(6, 5, 16\); expected one map"):
         jf.attention(score, "stage3")(X[0], 0)
-    with pytest.raises(ValueError, match="'importance' has shape"):
-        jf.attention(score, "importance")(X[0], 0)
+    with pytest.raises(ValueError, match=r"'pooled' has shape \(5,\)"):
+        jf.attention(
+            lambda x, k: jf.tag(x.mean((0, 1))[k] * jnp.ones(5), "pooled").sum(), "pooled"
+        )(X[0], 0)
 
 
 def test_the_command_line_reads_it_and_says_where_there_is_none(tmp_path):
@@ -95,6 +97,6 @@ def test_the_command_line_reads_it_and_says_where_there_is_none(tmp_path):
     weights = ["--weights", str(tmp_path / "net.safetensors")]
     result = CliRunner().invoke(app, [*words, *net, *weights])
     assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(app, words)
+    result = CliRunner().invoke(app, [*words, "--overwrite"])
     assert result.exit_code != 0
     assert "makes no map of its own" in result.output.replace("\n", " ")
