@@ -1,6 +1,7 @@
 """Networks in Flax NNX whose layers have names, the pictures they expect, and their weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from flax import nnx
@@ -16,7 +17,7 @@ from jaxfmi.models.abn import (
     abn_resnet56,
     abn_resnet110,
 )
-from jaxfmi.models.demo import DemoNet, Pretrained, demo_model
+from jaxfmi.models.demo import DemoNet, Pretrained, demo_model, lfi_cam_demo
 from jaxfmi.models.densenet import DenseNet, densenet121, densenet161, densenet169, densenet201
 from jaxfmi.models.lfi_cam import (
     LfiCam,
@@ -79,6 +80,7 @@ MODELS: dict[str, Entry] = {
             *(lfi_cam_resnet18, lfi_cam_resnet50, lfi_cam_vgg16_bn),
             *(abn_resnet18, abn_resnet50),
         ),
+        replace(IMAGENET, size=(64, 64)): (lfi_cam_demo,),
         CIFAR: (
             *(cifar_resnet20, cifar_resnet32, cifar_resnet44, cifar_resnet56, cifar_resnet110),
             *(lfi_cam_resnet8, lfi_cam_resnet20, lfi_cam_resnet32, lfi_cam_resnet44),
@@ -126,6 +128,7 @@ __all__ = [
     "densenet161",
     "densenet169",
     "densenet201",
+    "lfi_cam_demo",
     "lfi_cam_densenet100",
     "lfi_cam_resnet8",
     "lfi_cam_resnet18",

@@ -9,17 +9,19 @@ with zeros, the class maps of so small a network peak at the border instead of o
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxfmi.models.layers import Options
+from jaxfmi.models.lfi_cam import LfiCam
 from jaxfmi.models.preprocess import Preprocess
 from jaxfmi.models.pretrained import load
 from jaxfmi.taps import tag
 
-__all__ = ["DemoNet", "Pretrained", "demo_model"]
+__all__ = ["DemoNet", "Pretrained", "demo_model", "lfi_cam_demo"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -121,10 +123,30 @@ class DemoNet(nnx.Module):
         return self.head.in_features
 
 
+def lfi_cam_demo(**options: Unpack[Options]) -> LfiCam:
+    """LFI-CAM on the embedded architecture, for 64×64 images and 20 classes.
+
+    The last block is narrower than the plain network's, so that the feature importance network
+    fits into the two megabytes with it. `options` as in `Options`, for float32 and RGB.
+
+    Raises:
+      ValueError: another type or number of channels.
+    """
+    if options.get("dtype") is not None or options.get("channels", 3) != 3:
+        raise ValueError(f"the embedded network computes in float32, on RGB; got {options}")
+    rngs = options.get("rngs") or nnx.Rngs(0)
+    net = DemoNet(options.get("num_classes", 20), (64, 128, 128, 72), rngs=rngs)
+    return LfiCam(net, rngs=rngs)
+
+
 def demo_model() -> Pretrained:
     """Return the embedded model: no download, 20 classes, any picture squashed to 64x64."""
     card = json.loads((WEIGHTS / "demo.json").read_text())
-    model = nnx.eval_shape(lambda: DemoNet(len(card["classes"]), rngs=nnx.Rngs(0)))
+    classes = len(card["classes"])
+    if card["config"].get("model") == lfi_cam_demo.__name__:
+        model = nnx.eval_shape(lambda: lfi_cam_demo(num_classes=classes))
+    else:
+        model = nnx.eval_shape(lambda: DemoNet(classes, rngs=nnx.Rngs(0)))
     load(model, WEIGHTS / "demo.safetensors").eval()
     options: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocess"].items()

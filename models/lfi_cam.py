@@ -202,9 +202,7 @@ class CifarOptions(LfiCamOptions, total=False):
     width: int
 
 
-def lfi_cam(
-    build: Callable[..., Backbone], options: LfiCamOptions, fin: Form = "paired"
-) -> LfiCam:
+def lfi_cam(build: Callable[..., Backbone], options: LfiCamOptions, fin: Form = "paired") -> LfiCam:
     """Give attention to the backbone that `build` makes of those options that are not LFI-CAM's."""
     rngs = options.get("rngs") or nnx.Rngs(0)
     own = {"attention": options.get("attention", "learned"), "fin": options.get("fin", fin)}

@@ -148,10 +148,7 @@ class ResNet(nnx.Module):
         inputs = (conv.in_features, *[self.maps] * (len(self.stages[-1]) - 1))
         kinds = {"bottleneck": len(first.convs) == 3, "shortcut": type(first.shortcut)}
         return nnx.Sequential(
-            *(
-                Block(c, conv.out_features, 1, **kinds, dtype=conv.dtype, rngs=rngs)
-                for c in inputs
-            )
+            *(Block(c, conv.out_features, 1, **kinds, dtype=conv.dtype, rngs=rngs) for c in inputs)
         )
 
     def _stage(self, x: jax.Array, s: int) -> jax.Array:

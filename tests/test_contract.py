@@ -68,6 +68,19 @@ def map_of_lrp_terms(score):
     return lambda x, *args: terms(x, *args).heatmap
 
 
+def of_own_map(method):
+    """For methods that read the map a network makes: the tiny ones are given one."""
+
+    def make(score, **options):
+        def attending(x, *args):
+            value, found = jf.capture(score, "down")(x, *args)
+            return value + jf.tag(found["down"].mean(-1, keepdims=True), "attention").sum()
+
+        return method(attending, **options)
+
+    return make
+
+
 AFMI = functools.partial(at_layer, jf.afmi)
 CASES = {
     "cam": Case(at_layer(jf.cam, "block"), sized=True),
@@ -126,6 +139,8 @@ CASES = {
         sized=True,
         random=True,
     ),
+    "attention": Case(of_own_map(jf.attention), sized=True),
+    "lfi_cam": Case(of_own_map(jf.lfi_cam), sized=True, like="attention"),
     "guided_grad_cam": Case(at_layer(jf.guided_grad_cam)),
     "saliency": Case(jf.saliency),
     "input_x_gradient": Case(jf.input_x_gradient),

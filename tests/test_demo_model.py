@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from jaxfmi import taps
-from jaxfmi.models.demo import WEIGHTS, demo_model
+from jaxfmi.models.demo import WEIGHTS, demo_model, lfi_cam_demo
 from jaxfmi.train.card import pointing
 from jaxfmi.train.data import load_split, normalise
 
@@ -44,7 +45,8 @@ def test_card_travels_with_the_weights(demo):
 
 def test_tags(demo):
     found = taps.tags(demo.model, jnp.zeros((1, 64, 64, 3)))
-    assert list(found) == ["stem", *(f"block{i}" for i in range(1, len(found)))]
+    own = [n for n in found if n not in ("importance", "attention", "attended")]
+    assert own == ["stem", *(f"block{i}" for i in range(1, len(own)))]
 
 
 @pytest.mark.parametrize(("picture", "name"), [("chelsea", "tabby"), ("coffee", "espresso")])
@@ -64,3 +66,11 @@ def test_peaks_lie_on_the_objects(demo, val, inputs):
     figures = pointing(demo.model, inputs, val.labels, val.boxes)
     assert figures["pointing"] >= 0.60
     assert figures["pointing_random"] < 0.40
+
+
+def test_the_network_with_attention_fits_too():
+    model = nnx.eval_shape(lfi_cam_demo)
+    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
+    assert sum(v.size * (2 if v.ndim > 1 else 4) for v in jax.tree.leaves(state)) < 1_900_000
+    with pytest.raises(ValueError, match="float32, on RGB"):
+        lfi_cam_demo(dtype=jnp.bfloat16)

@@ -165,9 +165,7 @@ def test_a_constant_sum_stays_what_it_is():
 def small(attention="learned", fin="paired"):
     """``(graph, state)`` of a narrow network in float64."""
     kinds = {"attention": attention, "fin": fin}
-    return nnx.split(
-        filled(lambda: models.lfi_cam_resnet8(width=4, num_classes=5, **kinds))
-    )
+    return nnx.split(filled(lambda: models.lfi_cam_resnet8(width=4, num_classes=5, **kinds)))
 
 
 @functools.cache
@@ -251,8 +249,7 @@ def test_grad_cam_of_what_is_attended_is_cam_times_attention():
     graph, state = shared_small()
     model, x = merge(graph, state), pictures(1)[0]
     out, k = model.forward(x[None]), 2
-    score = lambda x, k: model(x[None])[0, k]
-    got = jf.grad_cam(score, "attended", size=None)(x, k)
+    got = jf.grad_cam(lambda x, k: model(x[None])[0, k], "attended", size=None)(x, k)
     features, a = out["features"][0], out["attention"][0, ..., 0]
     cam = features @ model.backbone.head.kernel[:, k]
     close(got, jax.nn.relu((1 + a) * cam) / a.size, 1e-15)
@@ -315,11 +312,7 @@ def test_bfloat16_makes_its_map_in_float32():
 def test_tags():
     graph, state = shared_small()
     found = jf.tags(lambda x: merge(graph, state)(x), pictures(2))
-    assert list(found) == ["stem", *(f"stage{i}" for i in (1, 2, 3))] + [
-        "importance",
-        "attention",
-        "attended",
-    ]
+    assert list(found) == "stem stage1 stage2 stage3 importance attention attended".split()
     assert found["importance"] == (2, 16)
     assert found["attention"] == (2, 6, 5, 1)
     assert found["attended"] == found["stage3"] == (2, 6, 5, 16)
@@ -498,7 +491,7 @@ def test_maps_of_one_position_are_refused():
 
 
 def test_unknown_kinds():
-    with pytest.raises(ValueError, match="'learned', 'uniform', 'off', 'deep'.*'none'"):
+    with pytest.raises(ValueError, match=r"'learned', 'uniform', 'off', 'deep'.*'none'"):
         models.lfi_cam_resnet8(attention="none")
     with pytest.raises(ValueError, match="'paired' or 'every', got 'each'"):
         models.lfi_cam_resnet8(fin="each")

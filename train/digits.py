@@ -61,8 +61,9 @@ def draw_digits(
     """Draw pictures with the masks of the strokes: a digit, three fragments of others, a texture.
 
     A bright digit of random colour is at a random place, 11 pixels high at size 24 and otherwise in
-    proportion; its box is 9 wide, and cuts a corner off the widest digits. The texture is a random part of a random photograph, darkened to .3 to .7 of itself
-    and mirrored half of the time. Fragments are 4×4 pixels of digits, faint and of any colour.
+    proportion; its box is 9 wide, and cuts a corner off the widest digits. The texture is a random
+    part of a random photograph, darkened to .3 to .7 of itself and mirrored half of the time.
+    Fragments are 4×4 pixels of digits, faint and of any colour.
 
     Args:
       count: of pictures.

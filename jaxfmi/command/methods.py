@@ -144,7 +144,10 @@ METHODS: dict[str, Method] = {
         afmi, "Zhang et al. 2021, reconstructed", "32 gradients of the head", AFMI, signed=True
     ),
     "lfi_cam": Method(
-        lfi_cam, "Lee et al. 2021; ABN: Fukui et al. 2019", "1 forward pass of such a network", LAYER
+        lfi_cam,
+        "Lee et al. 2021; ABN: Fukui et al. 2019",
+        "1 forward pass of such a network",
+        LAYER,
     ),
     "guided_grad_cam": Method(
         guided_grad_cam, "Selvaraju et al. 2017", "2 gradients", PIXEL, signed=True

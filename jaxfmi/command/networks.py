@@ -76,6 +76,7 @@ PARAMETERS = {
     "abn_resnet56": 1_531_502,
     "abn_resnet110": 2_999_726,
     "abn_densenet100": 1_049_958,
+    "lfi_cam_demo": 913_668,
 }
 
 

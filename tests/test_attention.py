@@ -1,0 +1,102 @@
+"""The map that a network makes: its own values, for every label the same, and bad input."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_nets import filled
+from nets import images, tiny
+from typer.testing import CliRunner
+
+import jaxfmi as jf
+from jaxfmi import models
+from jaxfmi.cli import app
+from jaxfmi.heatmap import resize
+from jaxfmi.models import save
+
+
+@functools.cache
+def network(kind):
+    return filled(lambda: getattr(models, f"{kind}_resnet8")(width=4), jnp.float32)
+
+
+X = np.random.default_rng(0).standard_normal((3, 24, 20, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["lfi_cam", "abn"])
+def test_it_is_the_models_own_map_resized(kind):
+    model = network(kind)
+    explain = jf.batched(jf.lfi_cam, model, batch_size=3)
+    own = jax.jit(lambda x: model.forward(x)["attention"])(X)[..., 0]
+    got = explain(X, np.array([0, 4, 9]))
+    assert got.dtype == np.float32
+    expected = np.stack([resize(m, (24, 20)) for m in own])
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    np.testing.assert_array_equal(explain(X, np.array([7, 1, 3])), got)
+    raw = jf.batched(lambda s: jf.attention(s, size=None), model, batch_size=3)(X, np.zeros(3, int))
+    np.testing.assert_allclose(raw, own, atol=1e-6)
+
+
+def test_other_explainers_take_such_networks_as_they_are():
+    for kind in ("lfi_cam", "abn"):
+        score = jf.class_score(network(kind))
+        for explain in (jf.grad_cam(score), jf.saliency(score)):
+            found = np.asarray(jax.jit(explain)(X[0], 2))
+            assert found.shape == (24, 20)
+            assert np.isfinite(found).all()
+            assert np.ptp(found) > 0
+
+
+def test_relevance_has_no_rule_for_a_map_times_what_it_is_made_of():
+    with pytest.raises(ValueError, match="relevance has no rule for"):
+        jf.lrp(jf.class_score(network("lfi_cam")))(X[0], 2)
+
+
+def test_a_map_of_any_name():
+    def score(x, k):
+        return (jf.tag(jnp.abs(x).mean(-1), "mine") * x[..., 0]).sum()
+
+    got = jf.attention(score, "mine")(X[0], 0)
+    np.testing.assert_allclose(got, np.abs(X[0]).mean(-1), atol=1e-6)
+
+
+def test_a_network_without_a_map():
+    score = jf.class_score(tiny("nnx"))
+    with pytest.raises(ValueError, match=r"no tag 'attention': this network makes no map.*'stem'"):
+        jf.lfi_cam(score)(images(1)[0], 0)
+
+
+def test_layers_that_are_no_map():
+    score = jf.class_score(network("lfi_cam"))
+    with pytest.raises(ValueError, match=r"'stage3' has shape \(6, 5, 16\); expected one map"):
+        jf.attention(score, "stage3")(X[0], 0)
+    with pytest.raises(ValueError, match=r"'pooled' has shape \(5,\)"):
+        jf.attention(
+            lambda x, k: jf.tag(x.mean((0, 1))[k] * jnp.ones(5), "pooled").sum(), "pooled"
+        )(X[0], 0)
+
+
+def test_the_command_line_reads_it_and_says_where_there_is_none(tmp_path):
+    from PIL import Image
+
+    save(network("lfi_cam"), tmp_path / "net.safetensors")
+    Image.fromarray(np.uint8(255 * np.random.default_rng(0).random((32, 32, 3)))).save(
+        tmp_path / "a.png"
+    )
+    words = [
+        "explain",
+        str(tmp_path / "a.png"),
+        "--method",
+        "lfi_cam",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    net = ["--model", "lfi_cam_resnet8", "--model-option", "width=4"]
+    weights = ["--weights", str(tmp_path / "net.safetensors")]
+    result = CliRunner().invoke(app, [*words, *net, *weights])
+    assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(app, [*words, "--overwrite"])
+    assert result.exit_code != 0
+    assert "makes no map of its own" in result.output.replace("\n", " ")
