@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ def train_step(graph: Graph, state: State, images, labels, *, config: Config, si
     gradient = nnx.value_and_grad(loss_fn, has_aux=True)
     (loss, out), grads = gradient(model, x, labels, c.label_smoothing)
     optimizer.update(model, grads)
-    average = state.average
+    average: Any = state.average
     if c.ema:
         average = optax.incremental_update(nnx.state(model, WEIGHTS), average, 1 - c.ema)
     row = {"steps": 1.0, "loss": loss, "grad_norm": optax.tree.norm(grads)}
@@ -243,7 +244,8 @@ def _finish(run: Run, model: nnx.Module, state: State) -> nnx.Module:
         figures = loop.figures(run.measure, loop.weights(state), split, c, run.batch)
         found |= {f"{name}_{key}": value for key, value in figures.items()}
     save(model, run.out / "model.safetensors", half=c.half)
-    about = card(model, held.get("test", held.get("val")), c, found) | {"selected": selected}
+    reported = held["test"] if "test" in held else held["val"]
+    about = card(model, reported, c, found) | {"selected": selected}
     (run.out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
     return model
 

@@ -140,7 +140,8 @@ def figures(
     sharding: NamedSharding,
 ) -> dict[str, float]:
     """Mean figures of weights on a split, and the number of its `images`."""
-    n, size, sums = count(split), config.batch_size, {}
+    n, size = count(split), config.batch_size
+    sums: dict[str, float] = {}
     for i, batch in enumerate(sweep(split, config)):
         rows = measure(model, *jax.device_put(batch, sharding))
         for name, values in rows.items():
@@ -194,7 +195,7 @@ def _row(
     row = {"epoch": (now.step - 1) // run.steps, "step": now.step, "seconds": now.time - last.time}
     row |= {"size": size} if size else {}
     row |= {"images_per_second": _speed(run, last, now)}
-    row |= {"learning_rate": float(schedule(run.config, run.steps)(now.step - 1))}
+    row |= {"learning_rate": float(np.asarray(schedule(run.config, run.steps)(now.step - 1)))}
     fresh = jax.device_put(zeros(state.sums), state.key.sharding)
     return row | found, state._replace(sums=fresh)
 
@@ -209,8 +210,9 @@ def _examine(
     c, name, model = run.config, watched(run), weights(state)
     split = run.data[name]
     found = figures(run.measure, model, split, c, run.batch)
-    maps, images, labels = _maps(run, model, split)
-    if maps is not None:
+    maps = None
+    if seen := _maps(run, model, split):
+        maps, images, labels = seen
         found |= attention.steadiness(maps, before)
         boxes = split.boxes if isinstance(split, Split) else None
         if boxes is not None:
@@ -222,13 +224,13 @@ def _examine(
     return {f"{name}_{key}": value for key, value in found.items() if key != "images"}, maps
 
 
-def _maps(run: Run, model: nnx.State, split: Split | Records):
+def _maps(run: Run, model: nnx.State, split: Split | Records) -> list[np.ndarray] | None:
     """Maps [n, h, w], pictures and labels of the first pictures; None where there is no map."""
     found = []
     for images, labels in sweep(split, run.config, PROBE):
         maps = run.look(model, jax.device_put(images, run.batch))
         if maps is None:
-            return None, None, None
+            return None
         found.append((np.asarray(maps, np.float32), images, labels))
     n = min(PROBE, count(split))
     return [np.concatenate(parts)[:n] for parts in zip(*found, strict=True)]
