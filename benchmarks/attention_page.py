@@ -16,10 +16,11 @@ SETTINGS = ("a", "b", "c")
 OWN = {"baseline": "CAM", "deep": "CAM", "uniform": "A", "lfi": "A", "abn": "A"}
 HEAD = """# LFI-CAM, ABN and their controls
 
-Written by `python benchmarks/lfi_cam.py --page` from `results/lfi_cam_*.json`. The arms: `baseline`,
-the backbone alone; `deep`, which has LFI-CAM's parameters in series and no attention; `uniform`,
-LFI-CAM with all weights 1/C; `lfi`, LFI-CAM; `abn`, with its official two-term loss. Stems and
-recipes are the same in all. Weights are those of the last epoch; nothing was selected, on no split.
+Written by `python benchmarks/lfi_cam.py --page` from `results/lfi_cam_*.json`. The arms:
+`baseline`, the backbone alone; `deep`, which has LFI-CAM's parameters in series and no attention;
+`uniform`, LFI-CAM with all weights 1/C; `lfi`, LFI-CAM; `abn`, with its official two-term loss.
+Stems and recipes are the same in all. Weights are those of the last epoch; nothing was selected, on
+no split. `untrained` is a network at its start with statistics of twenty batches, `raw` without.
 
 Figures are mean [range] over seeds, and ± half of the 95 % interval (Student's t over seeds, which
 with three seeds is wide). `A` is the map a network makes itself, `CAM` that of the class it

@@ -1,7 +1,7 @@
 """LFI-CAM, ABN and their controls: accuracy, where maps lie, how steady they are.
 
     python benchmarks/lfi_cam.py C1-10                     # digits on textures: two cores, 20 min
-    python benchmarks/lfi_cam.py G1 --time-budget 540      # Tiny-ImageNet-20: a GPU, again and again
+    python benchmarks/lfi_cam.py G1 --time-budget 540      # Tiny-ImageNet-20: on a GPU, repeatedly
     python benchmarks/lfi_cam.py --page                    # writes lfi_cam.md of all results
 
 Every command goes on from where the last one stopped: runs that are done are not done again, and
@@ -12,24 +12,24 @@ Weights are those of the last epoch: nothing is selected.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from attention_measures import curves, kinds_of_pairs, look, merge, no_net, placed, steadiness
-from attention_page import write_page
+from attention_page import OWN, write_page
 from attention_runs import EXPERIMENTS, Run, Trainer, inputs, listed, train
 from measure import RESULTS, environment
 
 from jaxfmi.command import networks
+from jaxfmi.report import panel
 
 HERE = Path(__file__).parent
 DATA = [HERE.parents[1] / "shared" / "data", HERE.parent / "shared" / "data"]
-UNTRAINED = "untrained"
 
 
 def measure(trainer: Trainer, state, run: Run, data, x, count: int) -> tuple[dict, dict]:
@@ -56,24 +56,17 @@ def measure(trainer: Trainer, state, run: Run, data, x, count: int) -> tuple[dic
 
 def sanity(trainer: Trainer, state, x, size: int, seed: int) -> dict[str, float]:
     """How like itself the map stays (Pearson) with a random FIN, and with a random backbone."""
-    other = trainer.start(seed + 1000)
-    maps = {"": look(trainer.graph, state, x, size)["maps"]["A"]}
-    for part in ("fin", "backbone"):
+    other, maps = trainer.start(seed + 1000), {}
+    for part in (None, "fin", "backbone"):
         mixed = [
-            type(a)({**dict(a), part: dict(b)[part]})
+            type(a)({k: (b if k == part else a)[k] for k in a})
             for a, b in zip(state[:2], other[:2], strict=True)
         ]
-        maps[part] = look(trainer.graph, state._replace(params=mixed[0], stats=mixed[1]), x, size)[
-            "maps"
-        ]["A"]
-    flat = {
-        k: m.reshape(len(m), -1) - m.reshape(len(m), -1).mean(1)[:, None] for k, m in maps.items()
-    }
-    norm = {k: np.linalg.norm(m, axis=1) + 1e-12 for k, m in flat.items()}
-    return {
-        f"random {k}": float(((flat[k] * flat[""]).sum(1) / (norm[k] * norm[""])).mean())
-        for k in ("fin", "backbone")
-    }
+        blend = state._replace(params=mixed[0], stats=mixed[1])
+        m = look(trainer.graph, blend, x, size)["maps"]["A"].reshape(len(x), -1)
+        m = m - m.mean(1, keepdims=True)
+        maps[part] = m / (np.linalg.norm(m, axis=1, keepdims=True) + 1e-12)
+    return {f"random {k}": float((maps[k] * maps[None]).sum(1).mean()) for k in maps if k}
 
 
 def perform(name: str, data, folder: Path, options) -> list[Run]:
@@ -83,42 +76,35 @@ def perform(name: str, data, folder: Path, options) -> list[Run]:
         experiment = experiment._replace(epochs=options.epochs)
     settings = options.settings or list(experiment.settings)
     runs = listed(experiment, settings, options.seeds or experiment.seeds)
-    trainers: dict[tuple[str, str], Trainer] = {}
     x, left = inputs(data), []
-    for run in runs:
-        if (folder / f"{run.name}.json").exists():
-            continue
-        if time.monotonic() > deadline:
-            left.append(run)
-            continue
-        start, key = time.perf_counter(), (run.arm, run.setting)
-        if key not in trainers:
-            trainers[key] = Trainer(experiment, data, run.arm, experiment.settings[run.setting])
-        trainer = trainers[key]
+    trainer = cache(lambda arm, s: Trainer(experiment, data, arm, experiment.settings[s]))
+    for run in (r for r in runs if not (folder / f"{r.name}.json").exists()):
         try:
-            state, losses = train(trainer, run, folder, deadline)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            complete(trainer(run.arm, run.setting), run, data, x, folder, deadline, options.curves)
         except TimeoutError:
             left.append(run)
-            continue
-        jax.block_until_ready(state.params)
-        seconds = time.perf_counter() - start
-        found, maps = measure(trainer, state, run, data, x, options.curves)
-        found |= {"losses": losses, "seconds": seconds}
-        if run.arm == "lfi" and run.setting == settings[0]:
-            found["sanity"] = sanity(trainer, state, x[:200], data.size, run.seed)
-        if run.setting == settings[0]:
-            fresh = trainer.start(run.seed)
-            blank = run._replace(setting=UNTRAINED)
-            _keep(
-                folder,
-                blank,
-                *measure(trainer, trainer.refreshed(fresh, run.seed), blank, data, x, 0),
-            )
-            blank = run._replace(setting="raw")
-            _keep(folder, blank, *measure(trainer, fresh, blank, data, x, 0))
-        _keep(folder, run, found, maps)
-        print(f"{run.name}: {found['accuracy']['own']:.3f}, {seconds:.0f} s", flush=True)
     return left
+
+
+def complete(trainer: Trainer, run: Run, data, x, folder: Path, deadline: float, count: int):
+    """Train and measure one run; of a first setting also its start, and the map's sanity."""
+    start = time.perf_counter()
+    state, losses = train(trainer, run, folder, deadline)
+    jax.block_until_ready(state.params)
+    seconds = time.perf_counter() - start
+    found, maps = measure(trainer, state, run, data, x, count)
+    found |= {"losses": losses, "seconds": seconds}
+    if run.setting == next(iter(trainer.experiment.settings)):
+        if run.arm == "lfi":
+            found["sanity"] = sanity(trainer, state, x[:200], data.size, run.seed)
+        raw = trainer.start(run.seed)
+        for label, blank in (("raw", raw), ("untrained", trainer.refreshed(raw, run.seed))):
+            before = run._replace(setting=label)
+            _keep(folder, before, *measure(trainer, blank, before, data, x, 0))
+    _keep(folder, run, found, maps)
+    print(f"{run.name}: {found['accuracy']['own']:.3f}, {seconds:.0f} s", flush=True)
 
 
 def _keep(folder: Path, run: Run, found: Mapping, maps: Mapping) -> None:
@@ -133,18 +119,10 @@ def gather(name: str, data, folder: Path) -> dict[str, Any]:
     controls = {k: placed(m, data.regions, data.small) for k, m in no_net(x, data.size).items()}
     chance = {k: float(m.mean()) for k, m in data.regions.items()}
     steady = {}
-    settings = EXPERIMENTS[name].settings
-    for arm, map_name in (
-        ("lfi", "A"),
-        ("abn", "A"),
-        ("uniform", "A"),
-        ("baseline", "CAM"),
-        ("deep", "CAM"),
-    ):
-        mine = [r for r in runs if r["arm"] == arm and r["setting"] in settings]
-        loaded = [
-            np.load(folder / f"{Run(arm, r['setting'], r['seed']).name}.maps.npz") for r in mine
-        ]
+    for arm, map_name in OWN.items():
+        mine = [r for r in runs if r["arm"] == arm and r["setting"] in EXPERIMENTS[name].settings]
+        files = [folder / f"{Run(arm, r['setting'], r['seed']).name}.maps.npz" for r in mine]
+        loaded = [np.load(file) for file in files]
         maps = [m[map_name].astype(np.float32) for m in loaded]
         right = [m["right"] for m in loaded]
         for kind, pairs in kinds_of_pairs([(r["setting"], r["seed"]) for r in mine]).items():
@@ -155,8 +133,6 @@ def gather(name: str, data, folder: Path) -> dict[str, Any]:
 
 def _examples(data, folder: Path, count: int = 6) -> dict[str, Any]:
     """A figure of a few test pictures and their maps, beside the results."""
-    from jaxfmi.report import panel
-
     columns = {}
     for arm, name in (("lfi", "A"), ("abn", "A"), ("baseline", "CAM"), ("lfi", "w = 1/C")):
         path = next(iter(sorted(folder.glob(f"{arm}-a-*.maps.npz"))), None)
@@ -169,11 +145,23 @@ def _examples(data, folder: Path, count: int = 6) -> dict[str, Any]:
     return {"figure": path.name}
 
 
+def perform_all(names: list[str], options) -> None:
+    """Go on with experiments, one after the other, and write what they have come to."""
+    for name in names:
+        folder, start = options.out / name, time.perf_counter()
+        folder.mkdir(parents=True, exist_ok=True)
+        data = EXPERIMENTS[name].data(options.data, options.limit)
+        left = perform(name, data, folder, options)
+        content = {"environment": environment(), "seconds": time.perf_counter() - start}
+        content |= {"left": [run.name for run in left]} | gather(name, data, folder)
+        (RESULTS / f"lfi_cam_{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        print(f"{name}: {len(left)} runs left" if left else f"{name}: finished")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("experiments", nargs="*", choices=[[], *EXPERIMENTS])
+    form = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("experiments", nargs="*", help=" ".join(EXPERIMENTS))
     parser.add_argument("--data", type=Path, default=next((d for d in DATA if d.is_dir()), DATA[0]))
     parser.add_argument("--out", type=Path, default=HERE.parent / "runs" / "lfi_cam")
     parser.add_argument("--time-budget", type=float, default=1e9, help="seconds for each")
@@ -181,23 +169,16 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--epochs", type=int, default=0, help="instead of the recipe's")
     parser.add_argument("--limit", type=int, default=0, help="of training pictures, to try it")
-    parser.add_argument(
-        "--curves", type=int, default=200, help="pictures of deletion and insertion"
-    )
-    parser.add_argument("--page", action="store_true", help="write lfi_cam.md")
+    parser.add_argument("--curves", type=int, default=200, help="pictures of deletion, insertion")
+    parser.add_argument("--page", action="store_true", help="write lfi_cam.md and no more")
     options = parser.parse_args()
-    for name in options.experiments:
-        folder = options.out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        data, start = EXPERIMENTS[name].data(options.data, options.limit), time.perf_counter()
-        left = perform(name, data, folder, options)
-        content = {"environment": environment(), "seconds": time.perf_counter() - start}
-        content |= {"left": [run.name for run in left]} | gather(name, data, folder)
-        (RESULTS / f"lfi_cam_{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-        print(f"{name}: {len(left)} runs left" if left else f"{name}: finished")
-    if options.page or options.experiments:
-        write_page()
+    if unknown := set(options.experiments) - EXPERIMENTS.keys():
+        parser.error(f"no experiment {sorted(unknown)}; there are {list(EXPERIMENTS)}")
+    if not options.experiments and not options.page:
+        parser.error("name an experiment, or --page")
+    perform_all(options.experiments, options)
+    write_page()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -72,7 +72,7 @@ def peers(gpu: bool) -> dict:
     return {"PyTorch": run}
 
 
-def reading(split: Split, workers: int, seconds: float = 10.0) -> float:
+def reading(split: Split, workers: int, seconds: float) -> float:
     """Pictures per second that come when nothing else is done, after the first batch."""
     config = replace(CONFIG, workers=workers)
     stream = batches(split, config)
@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of reading")
     parser.add_argument("--precision", default="float32")
     options = parser.parse_args()
     split = pictures(50_000)
@@ -121,7 +122,7 @@ def main() -> None:
         {"what": f"step, {n}", "value": t["seconds"], "unit": "s", "of": t["ratio"]}
         for n, t in times.items()
     ]
-    speed = reading(split, options.workers)
+    speed = reading(split, options.workers, options.seconds)
     consumed = BATCH / second
     name = f"reading, {options.workers} workers"
     rows += [{"what": name, "value": speed, "unit": "images/s", "of": speed / consumed}]

@@ -18,8 +18,8 @@ def attention(score: Score, layer: str = "attention", *, size: Size = "input") -
     sigmoid. ABN's can be inverted, low on what counts.
 
     Args:
-      score: ``(x [H, W, C], *args) -> scalar``; where a class is among ``args``, it changes nothing.
-      layer: tag of the map, [h, w] with unit axes around it.
+      score: ``(x [H, W, C], *args) -> scalar``; a class among ``args`` changes nothing.
+      layer: tag of the map, [h, w], [h, w, 1] or [1, h, w, 1].
       size: of the heatmap; None for the map's own.
 
     Raises:
@@ -29,10 +29,12 @@ def attention(score: Score, layer: str = "attention", *, size: Size = "input") -
     def explain(x, *args):
         if layer not in (there := taps.tags(score, x, *args)):
             raise ValueError(
-                f"no tag {layer!r}{taps.suggestion(layer, there)}: this network makes no map of its "
-                f"own by that name, as those of LFI-CAM and ABN do; {taps.inventory(score, x, *args)}"
+                f"no tag {layer!r}{taps.suggestion(layer, there)}: this network makes no map of "
+                "its own by that name, as those of LFI-CAM and ABN do; "
+                + taps.inventory(score, x, *args)
             )
-        a = spatial(layer, taps.capture(score, layer)(x, *args)[1][layer])
+        a = taps.capture(score, layer)(x, *args)[1][layer]
+        a = spatial(layer, a[..., None] if a.ndim == 2 else a)
         if a.shape[-1] != 1:
             raise ValueError(f"layer {layer!r} has shape {a.shape}; expected one map [h, w, 1]")
         return resize(a[..., 0], resolve_size(size, x))

@@ -74,9 +74,11 @@ class DenseBlock(nnx.Module):
 class DenseNet(nnx.Module):
     """A densely connected network `[N, H, W, channels] -> [N, num_classes]`, in evaluation mode.
 
-    `stem` is "imagenet" (7×7/2, max pool) or "cifar" (3×3), for small inputs. Tags: `stem` (before the max pool); `block1/0` ... (a dense layer's new features), `block1`
-    (all of the block's features side by side), `transition1` (the transition's convolution,
-    before its average pool), ..., `block4`, and `norm5`, the last normalisation after its ReLU.
+    `stem` is "imagenet" (7×7/2, max pool) or "cifar" (3×3 and no normalisation of its own), for
+    small inputs. Tags: `stem` (before the max pool); `block1/0` ... (a dense layer's new features),
+    `block1` (all of the block's features side by side), `transition1` (the transition's
+    convolution, before its average pool), ..., `block4`, and `norm5`, the last normalisation after
+    its ReLU.
     """
 
     def __init__(
@@ -121,11 +123,8 @@ class DenseNet(nnx.Module):
 
     def early(self, x: jax.Array) -> jax.Array:
         """What enters the last block."""
-        x = self.stem(x)
-        if self.pool:
-            x = max_pool(tag(jax.nn.relu(x), "stem"), 3, 2, padding=1)
-        else:
-            x = tag(x, "stem")
+        x = tag(jax.nn.relu(self.stem(x)) if self.pool else self.stem(x), "stem")
+        x = max_pool(x, 3, 2, padding=1) if self.pool else x
         for b, transition in enumerate(self.transitions, 1):
             x = tag(transition(self._block(x, b)), f"transition{b}")
             x = avg_pool(x, 2)

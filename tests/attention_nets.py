@@ -5,7 +5,6 @@ Everything is a pure function of a state, so that a test compiles it once.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax

@@ -42,11 +42,16 @@ def test_it_is_the_models_own_map_resized(kind):
 def test_other_explainers_take_such_networks_as_they_are():
     for kind in ("lfi_cam", "abn"):
         score = jf.class_score(network(kind))
-        for explain in (jf.grad_cam(score), jf.saliency(score), jf.lrp(score)):
+        for explain in (jf.grad_cam(score), jf.saliency(score)):
             found = np.asarray(jax.jit(explain)(X[0], 2))
             assert found.shape == (24, 20)
             assert np.isfinite(found).all()
             assert np.ptp(found) > 0
+
+
+def test_relevance_has_no_rule_for_a_map_times_what_it_is_made_of():
+    with pytest.raises(ValueError, match="relevance has no rule for"):
+        jf.lrp(jf.class_score(network("lfi_cam")))(X[0], 2)
 
 
 def test_a_map_of_any_name():
@@ -67,8 +72,10 @@ def test_layers_that_are_no_map():
     score = jf.class_score(network("lfi_cam"))
     with pytest.raises(ValueError, match=r"'stage3' has shape \(6, 5, 16\); expected one map"):
         jf.attention(score, "stage3")(X[0], 0)
-    with pytest.raises(ValueError, match="'importance' has shape"):
-        jf.attention(score, "importance")(X[0], 0)
+    with pytest.raises(ValueError, match=r"'pooled' has shape \(5,\)"):
+        jf.attention(
+            lambda x, k: jf.tag(x.mean((0, 1))[k] * jnp.ones(5), "pooled").sum(), "pooled"
+        )(X[0], 0)
 
 
 def test_the_command_line_reads_it_and_says_where_there_is_none(tmp_path):
@@ -90,6 +97,6 @@ def test_the_command_line_reads_it_and_says_where_there_is_none(tmp_path):
     weights = ["--weights", str(tmp_path / "net.safetensors")]
     result = CliRunner().invoke(app, [*words, *net, *weights])
     assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(app, words)
+    result = CliRunner().invoke(app, [*words, "--overwrite"])
     assert result.exit_code != 0
     assert "makes no map of its own" in result.output.replace("\n", " ")

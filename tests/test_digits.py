@@ -76,7 +76,7 @@ def test_splits_for_training():
 def test_bad_input():
     with pytest.raises(ValueError, match="10 or 2 classes, got 3"):
         draw_digits(1, classes=3)
-    with pytest.raises(ValueError, match="'train', 'test'.*'val'"):
+    with pytest.raises(ValueError, match=r"'train', 'test'.*'val'"):
         draw_digits(1, "val")
     with pytest.raises(ValueError, match="16 to 128, got 8"):
         draw_digits(1, size=8)

@@ -249,8 +249,7 @@ def test_grad_cam_of_what_is_attended_is_cam_times_attention():
     graph, state = shared_small()
     model, x = merge(graph, state), pictures(1)[0]
     out, k = model.forward(x[None]), 2
-    score = lambda x, k: model(x[None])[0, k]
-    got = jf.grad_cam(score, "attended", size=None)(x, k)
+    got = jf.grad_cam(lambda x, k: model(x[None])[0, k], "attended", size=None)(x, k)
     features, a = out["features"][0], out["attention"][0, ..., 0]
     cam = features @ model.backbone.head.kernel[:, k]
     close(got, jax.nn.relu((1 + a) * cam) / a.size, 1e-15)

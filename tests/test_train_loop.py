@@ -113,6 +113,8 @@ def test_another_number_of_classes_than_the_network(tmp_path):
     train = data()["train"]._replace(names=("red", "green", "blue"))
     with pytest.raises(ValueError, match=r"the data has 3 classes, but the network gives \(1, 2\)"):
         classifier.main(config(tmp_path), Net(), data() | {"train": train})
+    with pytest.raises(ValueError, match=r"the data has 3 classes, but the network gives \(1, 2\)"):
+        classifier.evaluate(Net(), train, config(tmp_path))
 
 
 class Small(nnx.Module):

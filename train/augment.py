@@ -1,6 +1,7 @@
 """Random changes of training pictures: inside the compiled step, and where pictures are read."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,14 @@ from PIL import Image
 
 __all__ = ["augment", "centre_crop", "normalise", "random_crop"]
 
+Box = tuple[float, float, float, float]
 
-def normalise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
+
+def normalise(images: ArrayLike, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Subtract `mean` [C] from pictures [N, H, W, C] of 0..1 and divide by `std` [C]."""
     images = jnp.asarray(images)
-    mean, std = (jnp.array(v, images.dtype).reshape(1, 1, 1, -1) for v in (mean, std))
-    return (images - mean) / std
+    low, scale = (jnp.array(v, images.dtype).reshape(1, 1, 1, -1) for v in (mean, std))
+    return (images - low) / scale
 
 
 def augment(
@@ -93,7 +96,7 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return _resize(image, (left, top, left + part, top + part), (size, size))
 
 
-def _resize(image: np.ndarray, box: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
+def _resize(image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
     resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
@@ -139,7 +140,7 @@ def _place(folder: str | Path, step: int) -> str:
 
 def _to_host(leaf: Any) -> np.ndarray:
     """A copy of an array, or of the numbers of a random key."""
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.array(leaf)
 
@@ -148,8 +149,8 @@ def _from_host(array: np.ndarray, leaf: Any) -> Any:
     """The array where `leaf` is, or the random key of its kind."""
     if not isinstance(leaf, jax.Array):
         return array
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
         return jax.device_put(key, leaf.sharding)
     return jax.device_put(array, leaf.sharding)
 

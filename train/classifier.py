@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ WEIGHTS = (nnx.Param, nnx.BatchStat)
 HEADS = {"logits": "accuracy", "aux_logits": "aux_accuracy"}  #: outputs with a loss, and its figure
 AUGMENTATIONS = ("pad", "flip", "min_scale", "stretch", "jitter", "grey", "cast", "erase")
 FREE = ("out", "keep", "save_every", "log_every", "panel_every", "time_budget", "workers")
-FREE += ("devices", "data_dir", "layer", "half", "note", "select")  # may change as a run goes on
+FREE += ("devices", "data_dir", "layer", "half", "note")  # may change as a run goes on
 
 Graph = tuple[nnx.GraphDef, nnx.GraphDef]
 
@@ -76,7 +77,7 @@ def train_step(graph: Graph, state: State, images, labels, *, config: Config, si
     gradient = nnx.value_and_grad(loss_fn, has_aux=True)
     (loss, out), grads = gradient(model, x, labels, c.label_smoothing)
     optimizer.update(model, grads)
-    average = state.average
+    average: Any = state.average
     if c.ema:
         average = optax.incremental_update(nnx.state(model, WEIGHTS), average, 1 - c.ema)
     row = {"steps": 1.0, "loss": loss, "grad_norm": optax.tree.norm(grads)}
@@ -111,8 +112,13 @@ def look(graph: nnx.GraphDef, weights: nnx.State, images, *, config: Config) -> 
 
 
 def evaluate(model: nnx.Module, split: Split | Records, config: Config) -> dict[str, float]:
-    """Mean figures of a network on a split: what `eval_step` gives, and the number of `images`."""
+    """Mean figures of a network on a split: what `eval_step` gives, and the number of `images`.
+
+    Raises:
+      ValueError: the network has another number of classes, or the devices do not divide a batch.
+    """
     whole, batch = spread(config)
+    _figures(model, next(sweep(split, config, 1)).images[:1], len(split.names))
     graph, weights = nnx.split(model)
     measure = jax.jit(partial(eval_step, graph, config=config))
     return loop.figures(measure, jax.device_put(weights, whole), split, config, batch)
@@ -238,7 +244,8 @@ def _finish(run: Run, model: nnx.Module, state: State) -> nnx.Module:
         figures = loop.figures(run.measure, loop.weights(state), split, c, run.batch)
         found |= {f"{name}_{key}": value for key, value in figures.items()}
     save(model, run.out / "model.safetensors", half=c.half)
-    about = card(model, held.get("test", held.get("val")), c, found) | {"selected": selected}
+    reported = held["test"] if "test" in held else held["val"]
+    about = card(model, reported, c, found) | {"selected": selected}
     (run.out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
     return model
 

@@ -78,7 +78,7 @@ def sweep(split: Split | Records, config: Config, limit: int | None = None) -> I
 
 def count(split: Split | Records) -> int:
     """The number of pictures."""
-    return len(split.labels) if isinstance(split, Split) else split.count
+    return len(split.labels) if isinstance(split, Split) else split.length
 
 
 def steps_in_epoch(split: Split | Records, config: Config) -> int:

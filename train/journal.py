@@ -28,8 +28,8 @@ class Journal(NamedTuple):
 def journal(out: Path, step: int, total: int, shown: bool | None = None) -> Iterator[Journal]:
     """Open the log of a run that goes on at `step` of `total`; what it says of later steps goes.
 
-    Rows are appended to `log.jsonl`, and to TensorBoard files in `tensorboard`. `shown` is whether
-    there is a bar; None for on a terminal only.
+    Rows are appended to `log.jsonl`, where what is undefined is null, and to TensorBoard files in
+    `tensorboard`. `shown` is whether there is a bar; None for on a terminal only.
     """
     from tensorboardX import SummaryWriter
 
@@ -48,7 +48,8 @@ def journal(out: Path, step: int, total: int, shown: bool | None = None) -> Iter
         task = bar.add_task("training", total=total, completed=step, figures="")
 
         def write(row: Mapping[str, float]) -> None:
-            print(json.dumps(row), file=log, flush=True)
+            numbers = {k: v if math.isfinite(v) else None for k, v in row.items()}
+            print(json.dumps(numbers), file=log, flush=True)
             for name, value in row.items():
                 if name != "step":
                     board.add_scalar(_group(name), value, int(row["step"]))

@@ -140,7 +140,8 @@ def figures(
     sharding: NamedSharding,
 ) -> dict[str, float]:
     """Mean figures of weights on a split, and the number of its `images`."""
-    n, size, sums = count(split), config.batch_size, {}
+    n, size = count(split), config.batch_size
+    sums: dict[str, float] = {}
     for i, batch in enumerate(sweep(split, config)):
         rows = measure(model, *jax.device_put(batch, sharding))
         for name, values in rows.items():
@@ -194,7 +195,7 @@ def _row(
     row = {"epoch": (now.step - 1) // run.steps, "step": now.step, "seconds": now.time - last.time}
     row |= {"size": size} if size else {}
     row |= {"images_per_second": _speed(run, last, now)}
-    row |= {"learning_rate": float(schedule(run.config, run.steps)(now.step - 1))}
+    row |= {"learning_rate": float(np.asarray(schedule(run.config, run.steps)(now.step - 1)))}
     fresh = jax.device_put(zeros(state.sums), state.key.sharding)
     return row | found, state._replace(sums=fresh)
 
@@ -202,12 +203,16 @@ def _row(
 def _examine(
     run: Run, state: State, epoch: int, before: np.ndarray | None
 ) -> tuple[dict[str, float], np.ndarray | None]:
-    """Evaluate, and look at the maps of the first pictures, if the model makes any."""
+    """Evaluate, and look at the maps of the first pictures, if the model makes any.
+
+    `before` are those of the evaluation before, None in the first one after a start.
+    """
     c, name, model = run.config, watched(run), weights(state)
     split = run.data[name]
     found = figures(run.measure, model, split, c, run.batch)
-    maps, images, labels = _maps(run, model, split)
-    if maps is not None:
+    maps = None
+    if seen := _maps(run, model, split):
+        maps, images, labels = seen
         found |= attention.steadiness(maps, before)
         boxes = split.boxes if isinstance(split, Split) else None
         if boxes is not None:
@@ -219,13 +224,13 @@ def _examine(
     return {f"{name}_{key}": value for key, value in found.items() if key != "images"}, maps
 
 
-def _maps(run: Run, model: nnx.State, split: Split | Records):
+def _maps(run: Run, model: nnx.State, split: Split | Records) -> list[np.ndarray] | None:
     """Maps [n, h, w], pictures and labels of the first pictures; None where there is no map."""
     found = []
     for images, labels in sweep(split, run.config, PROBE):
         maps = run.look(model, jax.device_put(images, run.batch))
         if maps is None:
-            return None, None, None
+            return None
         found.append((np.asarray(maps, np.float32), images, labels))
     n = min(PROBE, count(split))
     return [np.concatenate(parts)[:n] for parts in zip(*found, strict=True)]
@@ -243,7 +248,7 @@ def _speed(run: Run, last: Mark, now: Mark) -> float:
 
 def _leave(number: int, at: int, tell: Journal) -> None:
     """After a signal: say so, and go."""
-    tell.say(f"stopped by {signal.Signals(number).name}: step {at} is saved, the same goes on")
+    tell.say(f"stopped by {signal.Signals(number).name}: step {at} is saved")
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

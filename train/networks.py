@@ -38,14 +38,16 @@ def build(
     if name != DEMO and name not in MODELS:
         names = [DEMO, *MODELS]
         raise ValueError(f"no model {name!r}{suggestion(name, names)}; there are {names}")
-    given = dict(map(_assignment, options))
+    given: dict[str, Any] = dict(map(_assignment, options))
     if name == DEMO:
-        make, given = DemoNet, {"classes": classes} | given
+        make: Any = DemoNet
+        given = {"classes": classes} | given
         if precision != "float32":
             raise ValueError(f"the network {DEMO} computes in float32 only, not in {precision}")
     else:
         dtype = None if precision == "float32" else jnp.dtype(precision)
-        make, given = MODELS[name].build, {"num_classes": classes, "dtype": dtype} | given
+        make = MODELS[name].build
+        given = {"num_classes": classes, "dtype": dtype} | given
     try:  # compiled as a whole, which takes a third of the time of one initialiser after another
         return nnx.jit(lambda: make(**given, rngs=nnx.Rngs(seed)))()
     except (TypeError, KeyError) as error:

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -45,10 +45,11 @@ def prepare(
     """
     import tensorflow_datasets as tfds
 
-    for split, pictures in data.items():
-        if not isinstance(pictures, Split):
-            raise ValueError(f"the split {split!r} is not in memory: {type(pictures).__name__}")
-    first = next(iter(data.values()))
+    here = {split: pictures for split, pictures in data.items() if isinstance(pictures, Split)}
+    for split in data:
+        if split not in here:
+            raise ValueError(f"the split {split!r} is not in memory: {type(data[split]).__name__}")
+    first = next(iter(here.values()))
     features = {
         "image": tfds.features.Tensor(shape=first.images.shape[1:], dtype=np.uint8),
         "label": tfds.features.ClassLabel(names=[*first.names]),
@@ -60,7 +61,6 @@ def prepare(
 
     class Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSION)
-        url_infos: ClassVar[dict] = {}  # nothing is downloaded, and no list of it looked for
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -71,12 +71,13 @@ def prepare(
             )
 
         def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in data}
+            return {split: self._generate_examples(split) for split in here}
 
         def _generate_examples(self, split):
-            return _examples(data[split], None if masks is None else masks[split])
+            return _examples(here[split], None if masks is None else masks[split])
 
     Writer.name = name
+    Writer.url_infos = {}  # nothing is downloaded, and no list of it looked for
     builder = Writer(data_dir=str(data_dir), file_format="array_record")
     builder.download_and_prepare()
     return Path(builder.data_dir)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     return optax.chain(decay, optax.sgd(rate, config.momentum or None, nesterov=config.nesterov))
 
 
-def schedule(config: Config, steps: int) -> Callable[[ArrayLike], jax.Array]:
+def schedule(config: Config, steps: int) -> Callable[[ArrayLike], ArrayLike]:
     """The rate of learning at a step, counted from 0.
 
     Steps: `config.learning_rate` times `drop` for each of `drops` that has been reached, which
@@ -45,7 +46,7 @@ def schedule(config: Config, steps: int) -> Callable[[ArrayLike], jax.Array]:
     epochs = [d * config.epochs if d < 1 else d for d in config.drops]
     at = jnp.array([round(epoch * steps) for epoch in epochs], jnp.int32)
 
-    def rate(step: ArrayLike) -> jax.Array:
+    def rate(step: Any) -> jax.Array:
         reached = (jnp.asarray(step) >= at).sum()
         ramp = jnp.minimum(step / max(warmup, 1), 1) if warmup else 1.0
         return config.learning_rate * config.drop**reached * ramp

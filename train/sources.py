@@ -39,10 +39,10 @@ class Records(NamedTuple):
     """Pictures that are read when they are needed, of any size."""
 
     read: Callable[[int], tuple[np.ndarray, int]]  #: index -> (uint8 [H, W, 3], label)
-    count: int
+    length: int
     names: tuple[str, ...]
     wnids: tuple[str, ...] = ()
-    labels: np.ndarray | None = None  #: [count], where they are known without reading
+    labels: np.ndarray | None = None  #: [length], where they are known without reading
 
 
 Data = Mapping[str, Split | Records]
@@ -108,7 +108,7 @@ def hold_out(data: Data, per_class: int, seed: int) -> dict[str, Any]:
       ValueError: a class has no more pictures than that.
     """
     train, rng = data["train"], np.random.default_rng((seed, 1))
-    n = len(train.labels) if isinstance(train, Split) else train.count
+    n = len(train.labels) if isinstance(train, Split) else train.length
     classes = np.zeros(n, int) if train.labels is None else train.labels
     wanted = per_class * len(train.names) if train.labels is None else per_class
     order = rng.permutation(n)
@@ -129,7 +129,7 @@ def _take(split: Split | Records, indices: np.ndarray) -> Split | Records:
         return split._replace(**arrays, boxes=boxes)
     labels = None if split.labels is None else split.labels[indices]
     read = partial(_read_among, split.read, indices)
-    return split._replace(read=read, count=len(indices), labels=labels)
+    return split._replace(read=read, length=len(indices), labels=labels)
 
 
 def _read_among(read, indices, index):
