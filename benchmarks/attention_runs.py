@@ -177,7 +177,7 @@ class Trainer:
         options = options | {"width": experiment.width, "num_classes": data.classes}
         build = partial(getattr(models, f"{kind}{experiment.depth}"), **options)
         self.graph = nnx.split(nnx.eval_shape(build), nnx.Param, nnx.BatchStat)[0]
-        self.build = jax.jit(lambda key: self._split(build(rngs=nnx.Rngs(key)))[1:])
+        self.build = build  # not compiled as a whole: drawing all weights at once compiles slowly
         self.experiment, self.data, self.batch = experiment, data, setting.batch
         self.steps = len(data.labels) // setting.batch
         rates = {"learning_rate": setting.rate, "weight_decay": setting.decay}
@@ -190,7 +190,8 @@ class Trainer:
 
     def start(self, seed: int) -> State:
         """New weights."""
-        params, stats = self.build(jax.random.key(seed))
+        model = self.build(rngs=nnx.Rngs(seed))
+        _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
         return State(params, stats, self.tx.init(params), 0)
 
     def epoch(self, state: State, seed: int) -> tuple[State, float]:
@@ -247,10 +248,6 @@ class Trainer:
         model.train()
         model(x)
         return nnx.state(model, nnx.BatchStat)
-
-    @staticmethod
-    def _split(model):
-        return nnx.split(model, nnx.Param, nnx.BatchStat)
 
 
 def _colours(data: Data):
