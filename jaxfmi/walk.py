@@ -182,7 +182,7 @@ class Walk:
     def several(self, op: Op, operands, held):
         """Sums of branches, gated values, and all that hands relevance on by its own gradient."""
         settled = [self.settle(v) if is_held(v) else v for v in operands]
-        positive = all(isinstance(v, _Value) and v.positive for v in settled)
+        positive = all(v.positive if is_held(v) else _not_negative(v) for v in settled)
         if op.name in ("add", "sub", "add_any") and len(held) == 2:
             return self.branches(op, settled[0].array, settled[1].array, positive)
         if op.name == "mul" and len(held) == 2:
@@ -240,7 +240,3 @@ def _values(out, positive: bool):
 
 def _not_negative(c) -> bool:
     return not isinstance(c, Tracer) and bool((np.asarray(c) >= 0).all())
-
-
-def _is_float(c) -> bool:
-    return jnp.issubdtype(jnp.result_type(c), jnp.floating)
