@@ -92,6 +92,8 @@ def test_the_sum_is_that_of_the_cam(base):
     else:
         assert maps[0].min() >= 0
         assert maps[-1].min() >= -1e-12
+    if base == "hires_cam":  # the head is linear and has no bias
+        close(maps[0].sum(), score(X, T))
     for heatmap in maps:
         close(heatmap.sum(), maps[0].sum(), 1e-9)
 
@@ -110,7 +112,6 @@ def test_exact_contributions_are_the_composite_on_a_net_without_biases():
     got = jax.jit(jf.fg_cam(score, "last", base="hires_cam", split="proportional"))(X, T)
     # The gate's own branch is dense, but the signal takes all of its relevance.
     close(got, jax.jit(jf.lrp(score, composite, bias=False))(X, T), 1e-10)
-    assert abs(got.sum() - score(X, T)) < 1e-10 * np.abs(got).sum()
 
 
 @pytest.mark.parametrize("signed", [False, True])
