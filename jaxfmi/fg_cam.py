@@ -34,7 +34,7 @@ from jaxfmi.relevance import INPUT, transport
 from jaxfmi.rules import Bound, every, z_box, z_plus
 from jaxfmi.score_cam import AUTHORS, masked_scores
 
-Base = Weigh | Literal["score_cam"] | str
+Base = Weigh | str
 
 
 @explainer

@@ -96,10 +96,10 @@ class Walk:
         held = [i for i, v in enumerate(operands) if is_held(v)]
         if op.name in PRODUCTS:
             return self.product(op, operands, held)
-        named = len(operands) == 1 and op.name in ELEMENTWISE | _HOMOGENEOUS
-        if op.opened and not named and op.name not in _HOMOGENEOUS:
+        known = op.name in _HOMOGENEOUS or (len(operands) == 1 and op.name in ELEMENTWISE)
+        if op.opened and not known:
             return NotImplemented
-        if op.primitive == "custom_jvp_call" and not named and op.name not in _HOMOGENEOUS:
+        if op.primitive == "custom_jvp_call" and not known:
             return INSIDE
         if op.name in _CONSTANT:
             return self.plain(op, operands)
