@@ -17,9 +17,9 @@ from jaxfmi.explainer import (
     Score,
     Size,
     activation,
-    activations_and_gradients,
     asked,
     explainer,
+    head,
     one_layer,
     per_layer,
     resolve_size,
@@ -34,7 +34,7 @@ from jaxfmi.relevance import INPUT, transport
 from jaxfmi.rules import Bound, every, z_box, z_plus
 from jaxfmi.score_cam import AUTHORS, masked_scores
 
-Base = Weigh | Literal["score_cam"] | str
+Base = Weigh | str
 
 
 @explainer
@@ -96,11 +96,13 @@ def fg_cam(
 
     def explain_places(x, *args):
         name = one_layer(score, layer, x, *args)
-        a, components = _components(score, name, base, chunk, x, *args)
+        places = [at] if isinstance(at, str) else list(at)
+        below = [place for place in places if place != name]
+        a, hand_down = _features(score, name, below, settings, x, *args)
+        components = _components(score, name, base, chunk, a, x, *args)
         components = jax.nn.relu(components) if positive else components
         components = denoised(components, denoise, restore_mean) if denoise else components
-        places = [at] if isinstance(at, str) else list(at)
-        found = _handed_down(score, name, places, settings, a, components, x, *args)
+        found = {name: components} | hand_down(components)
         return [resize(found[p].sum(-1), resolve_size(size, x)) for p in places]
 
     return per_layer(explain_places, at)
@@ -121,33 +123,34 @@ def denoised(components: jax.Array, share: float, restore_mean: bool = False) ->
     return (low + mean if restore_mean else low).reshape(components.shape)
 
 
-def _components(score, name: str, base: Base, chunk, x, *args) -> tuple[jax.Array, jax.Array]:
-    """The activation [h, w, K] and what the base makes of it, before any sum."""
-    if base == "score_cam":
-        a = activation(score, name, x, *args)
-        masks = activation_masks(a, x.shape[:2])
-        y = masked_scores(score, masks.maps, masks.live, AUTHORS, 0.0, chunk, x, *args)
-        return a, jnp.where(masks.live, y, 0)[None, None] * a
-    weigh: Weigh = WEIGHTS[base] if isinstance(base, str) else base
-    ((a,), (g,)) = activations_and_gradients(score, [name], x, *args)
-    return a, weigh(a, g) * a
-
-
-def _handed_down(score, name, places, settings, a, components, x, *args) -> dict[str, jax.Array]:
-    """The components at every place."""
-    below = [place for place in places if place != name]
-    found = {name: components}
-    if not below:
-        return found
+def _features(score, name, places, settings, x, *args):
+    """The activation [h, w, K] at a layer, and ``components -> {place: relevance [h, w, K]}``."""
+    if not places:
+        return activation(score, name, x, *args), lambda components: {}
 
     def features(x):
         return taps.capture(score, name)(x, *args)[1][name]
 
-    for place in below:
+    for place in places:
         check_place(features, place, x, upto=f"layer {name!r}")
-    out, pull = transport(features, x, below, settings, until=name)
-    multiplier = divide(components, a).reshape(out.shape).astype(out.dtype)
-    return found | {p: spatial(p, r) for p, r in pull(multiplier).items()}
+    out, pull = transport(features, x, places, settings, until=name)
+    a = spatial(name, out)
+
+    def hand_down(components):
+        multiplier = divide(components, a).reshape(out.shape).astype(out.dtype)
+        return {place: spatial(place, r) for place, r in pull(multiplier).items()}
+
+    return a, hand_down
+
+
+def _components(score, name: str, base: Base, chunk, a, x, *args) -> jax.Array:
+    """What the base makes of the activation [h, w, K], before any sum."""
+    if base == "score_cam":
+        masks = activation_masks(a, x.shape[:2])
+        y = masked_scores(score, masks.maps, masks.live, AUTHORS, 0.0, chunk, x, *args)
+        return jnp.where(masks.live, y, 0)[None, None] * a
+    weigh: Weigh = WEIGHTS[base] if isinstance(base, str) else base
+    return weigh(a, jax.grad(head(score, name, x, *args))(a)) * a
 
 
 def _check(base: Base, denoise: float, norm: str, split: str) -> None:

@@ -134,9 +134,11 @@ def pass_through() -> Rule:
     """
 
     def rule(l):
-        if l.x.shape != l.carried.shape:
+        sizes, there = ([n for n in a.shape if n > 1] for a in (l.x, l.carried))
+        if sizes != there:
             raise ValueError(f"pass_through needs equal shapes, got {l.x.shape}, {l.carried.shape}")
-        return [(divide(wide(l.carried), wide(l.x)), l.x)]
+        x = l.x.reshape(l.carried.shape)
+        return [(divide(wide(l.carried), wide(x)), x)]
 
     return rule
 

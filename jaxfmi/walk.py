@@ -96,10 +96,10 @@ class Walk:
         held = [i for i, v in enumerate(operands) if is_held(v)]
         if op.name in PRODUCTS:
             return self.product(op, operands, held)
-        named = len(operands) == 1 and op.name in ELEMENTWISE | _HOMOGENEOUS
-        if op.opened and not named and op.name not in _HOMOGENEOUS:
+        known = op.name in _HOMOGENEOUS or (len(operands) == 1 and op.name in ELEMENTWISE)
+        if op.opened and not known:
             return NotImplemented
-        if op.primitive == "custom_jvp_call" and not named and op.name not in _HOMOGENEOUS:
+        if op.primitive == "custom_jvp_call" and not known:
             return INSIDE
         if op.name in _CONSTANT:
             return self.plain(op, operands)
@@ -182,7 +182,7 @@ class Walk:
     def several(self, op: Op, operands, held):
         """Sums of branches, gated values, and all that hands relevance on by its own gradient."""
         settled = [self.settle(v) if is_held(v) else v for v in operands]
-        positive = all(isinstance(v, _Value) and v.positive for v in settled)
+        positive = all(v.positive if is_held(v) else _not_negative(v) for v in settled)
         if op.name in ("add", "sub", "add_any") and len(held) == 2:
             return self.branches(op, settled[0].array, settled[1].array, positive)
         if op.name == "mul" and len(held) == 2:
@@ -240,7 +240,3 @@ def _values(out, positive: bool):
 
 def _not_negative(c) -> bool:
     return not isinstance(c, Tracer) and bool((np.asarray(c) >= 0).all())
-
-
-def _is_float(c) -> bool:
-    return jnp.issubdtype(jnp.result_type(c), jnp.floating)

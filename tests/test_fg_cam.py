@@ -1,5 +1,7 @@
 """FG-CAM: the authors' arrays, the twin on residual nets, what it conserves, and bad input."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,11 @@ from layers_in_jax import network
 from nets import golden_model, images, tiny
 
 import jaxfmi as jf
+from jaxfmi.cam import WEIGHTS
 from jaxfmi.fg_cam import denoised
+from jaxfmi.pending import Settings
+from jaxfmi.relevance import transport
+from jaxfmi.rules import every, z_box, z_plus
 
 T = 2
 X = np.random.default_rng(0).standard_normal((13, 10, 3))
@@ -86,6 +92,8 @@ def test_the_sum_is_that_of_the_cam(base):
     else:
         assert maps[0].min() >= 0
         assert maps[-1].min() >= -1e-12
+    if base == "hires_cam":  # the head is linear and has no bias
+        close(maps[0].sum(), score(X, T))
     for heatmap in maps:
         close(heatmap.sum(), maps[0].sum(), 1e-9)
 
@@ -101,15 +109,60 @@ def test_exact_contributions_are_the_composite_on_a_net_without_biases():
             return rules.epsilon(0.0)
         return rules.z_box(eps=0.0) if layer.first else rules.z_plus(0.0)
 
-    got = jf.fg_cam(score, "last", base="hires_cam", split="proportional")(X, T)
+    got = jax.jit(jf.fg_cam(score, "last", base="hires_cam", split="proportional"))(X, T)
     # The gate's own branch is dense, but the signal takes all of its relevance.
-    close(got, jf.lrp(score, composite, bias=False)(X, T), 1e-10)
+    close(got, jax.jit(jf.lrp(score, composite, bias=False))(X, T), 1e-10)
 
 
-def test_folding_is_passing_where_scales_are_positive():
+@pytest.mark.parametrize("signed", [False, True])
+def test_folding_is_passing_where_scales_are_positive(signed):
+    score = score_of(residual_net(signed=signed))
+    passed, merged = (jax.jit(jf.fg_cam(score, "last", norm=n))(X, T) for n in ("pass", "merge"))
+    apart = np.abs(merged - passed).max() / np.abs(passed).max()
+    assert apart > 1e-2 if signed else apart < 1e-10
+
+
+def test_maps_are_linear_in_the_components():
     score = score_of(residual_net())
-    passed, merged = (jf.fg_cam(score, "last", norm=n)(X, T) for n in ("pass", "merge"))
-    close(merged, passed, 1e-10)
+
+    def explain(weigh):
+        return jax.jit(jf.fg_cam(score, "last", base=weigh))(X, T)
+
+    one, other = (WEIGHTS[name] for name in ("grad_cam", "hires_cam"))
+    both = explain(lambda a, g: 2 * one(a, g) - 3 * other(a, g))
+    close(both, 2 * explain(one) - 3 * explain(other), 1e-10)
+
+
+def test_relevance_never_grows_on_its_way():
+    """Signed components: sums over positions and channels of absolute values."""
+    f = network(twin.until(residual_net(), "last"))
+    composite = every(z_plus(0.0), first=z_box(eps=0.0))
+    places = list(PLACES[1:])
+    settings = Settings(composite, "pass", False, "positive")
+
+    def explain(x):
+        a, pull = transport(f, x, places, settings, until="last")
+        components = jnp.where(a == 0, 0, np.random.default_rng(1).standard_normal(a.shape))
+        found = pull(jf.heatmap.divide(components, a))
+        return [jnp.abs(r).sum() for r in (components, *(found[p] for p in places))]
+
+    sums = [float(each) for each in jax.jit(explain)(jnp.asarray(X))]
+    assert all(low <= high * (1 + 1e-12) for high, low in pairwise(sums))
+
+
+def test_a_linen_network_has_the_maps_of_the_same_one_in_nnx():
+    x, at = images(1)[0], ("block", "down", "stem", "input")
+    for denoise in (0.0, 0.1):
+        ours, theirs = (
+            jax.jit(jf.fg_cam(jf.class_score(tiny(kind)), at=at, denoise=denoise, size=None))(x, 1)
+            for kind in ("linen", "nnx")
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.ndim == 2
+            close(one, other, 1e-4)
+        if not denoise:
+            for one in ours:
+                close(one.sum(), ours[0].sum(), 1e-4)
 
 
 def test_several_classes_share_one_transport():

@@ -156,6 +156,8 @@ def test_sglrp(matched):
     expected = starts.matched(one, other) if matched else one - other
     got = jax.jit(jf.sglrp(score_of(layers), "z_plus", matched=matched))(X, T)
     close(got, expected.sum(-1), 1e-10)
+    if matched:
+        assert abs(got.sum()) < 1e-10 * np.abs(got).sum()
 
 
 def test_relevance_cam():

@@ -177,6 +177,78 @@ def test_rules_on_convolutions_of_all_kinds(rule, options, layer):
     close(got["input"], getattr(twin, rule)(one, X, start), 1e-9)
 
 
+RULES = {
+    "epsilon": rules.epsilon(1e-12),
+    "z_plus": rules.z_plus(1e-12),
+    "alpha_beta": rules.alpha_beta(2, 1, 1e-12),
+    "gamma": rules.gamma(0.25, 1e-12),
+    "z_box": rules.z_box(LOW, HIGH, 1e-12),
+    "w_square": rules.w_square(1e-12),
+    "flat": rules.flat(1e-12),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_conserves(name):
+    start = RNG.standard_normal((13, 10, 4))
+    got = relevance(lambda x: conv(x, W), X, rules.every(RULES[name]), start)["input"]
+    assert abs(got.sum() - start.sum()) < 1e-8 * np.abs(start).sum()
+
+
+def test_rules_meet_at_their_limits():
+    start = RNG.standard_normal((13, 10, 4))
+    y = np.asarray(conv(jnp.asarray(X), W))
+
+    def handed(rule, w=W, start=start):
+        return relevance(lambda x: conv(x, w), X, rules.every(rule), start)["input"]
+
+    positive = handed(rules.z_plus(), start=np.where(y > 0, start, 0))
+    negative = handed(rules.z_plus(), -W, np.where(y < 0, start, 0))
+    close(handed(rules.gamma(1e9, 0.0)), positive + negative, 1e-5)
+    alike = np.where(RNG.random(W.shape) < 0.5, -0.7, 0.7)
+    close(handed(rules.w_square(), alike), handed(rules.flat(), alike), 1e-4)
+    floor = lambda p: jnp.where(p < 0, -1.0, 1.0) * jnp.maximum(jnp.abs(p), 1e-6)  # noqa: E731
+    close(handed(rules.z_plus(floor)), handed(rules.z_plus(0.0)), 1e-6)
+
+
+def test_pass_hands_each_output_to_its_place():
+    start = RNG.standard_normal((13, 10, 3))
+    w = RNG.standard_normal((3, 3, 3, 3))
+    got = relevance(lambda x: conv(x, w), X, rules.every(rules.pass_through()), start)["input"]
+    close(got, start)
+
+
+def test_a_value_is_kept_where_its_denominator_is_zero():
+    """Over negative pixels z+ of a positive kernel is 0, but the layer's output is not."""
+
+    def f(x):
+        return conv(x, np.abs(W))
+
+    x = -jnp.abs(jnp.asarray(X))
+    for rule in (rules.z_plus(), rules.z_plus(0.0)):
+        y, pull = transport(f, x, ["input"], settings(rules.every(rule)))
+        np.testing.assert_array_equal(y, f(x))
+        assert y.any()
+        assert not pull(jnp.ones_like(y))["input"].any()
+
+
+def test_padding_with_zeros_keeps_a_value_positive():
+    """So that z+ needs half the products; pointwise convolutions of our models pad by nothing."""
+    signed = {}
+
+    def composite(layer):
+        signed[layer.w.shape] = layer.signed
+        return rules.z_plus()
+
+    def f(x):
+        padded = jnp.pad(jax.nn.relu(conv(x, W)), ((1, 1), (1, 1), (0, 0)))
+        below = jnp.pad(jax.nn.relu(padded @ D), ((1, 1), (1, 1), (0, 0)), constant_values=-1.0)
+        return below @ D.T
+
+    jax.eval_shape(lambda x: transport(f, x, ["input"], settings(composite))[0], X)
+    assert signed == {W.shape: True, D.shape: False, D.T.shape: True}
+
+
 def test_a_transposed_convolution_conserves():
     composite = rules.every(rules.z_plus(0.0))
     start = RNG.random((26, 20, 4))
