@@ -112,7 +112,8 @@ def among_several(tests: list[dict[str, Any]]) -> list[str]:
         f"{number(peak['lafam'])}, of Grad-CAM on the cosine in {number(peak['grad_cam'])}. When "
         "another of the things is the partner instead, the new map and the old one are correlated "
         f"by {swap['complete']} for `complete`, by {swap['contribution']} for `contribution`, by "
-        f"{swap['centred']} for `centred` and by {swap['grad_cam']} for Grad-CAM. Recommended: `{best}`{without}."
+        f"{swap['centred']} for `centred` and by {swap['grad_cam']} for Grad-CAM. "
+        f"Recommended: `{best}`{without}."
     ]
 
 
