@@ -124,10 +124,10 @@ def alone(tests: list[dict[str, Any]]) -> list[str]:
     as_good = [n for n in ("lafam", "centre", "self") if peak[n] >= peak[best]]
     named = ", ".join(f"`{name}` ({number(peak[name])})" for name in as_good)
     rest = (
-        f"as well or better does {named}, without a partner: the box of a single object does "
-        "not tell whether a similarity is explained"
+        f"no worse without a partner: {named}. The box of a single object does not tell whether "
+        "a similarity is explained"
         if as_good
-        else "no map without a partner finds it as well"
+        else "every map without a partner is worse"
     )
     return [
         "",
