@@ -51,7 +51,7 @@ def measure(letter: str, options) -> None:
     for name, test in found.items():
         if isinstance(test, dict) and "figure" in test:
             folder.mkdir(exist_ok=True)
-            path = folder / f"similarity_{letter}_{name.replace(' ', '_')}.jpg"
+            path = folder / f"similarity_{letter}_{name.replace(', ', '_').replace(' ', '_')}.jpg"
             pictures.write(path, **test.pop("figure"))
     seconds = time.perf_counter() - start
     content = {"environment": environment(), "seconds": round(seconds, 1)} | found

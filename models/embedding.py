@@ -10,6 +10,7 @@ these peak at the border of the picture instead of on the object.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
 from flax import nnx
@@ -199,7 +200,7 @@ class Projected(nnx.Module):
     the projection, embed with the whole: `lambda x: projected(x[None])[0]`.
     """
 
-    def __init__(self, backbone: nnx.Module, head: nnx.Module):
+    def __init__(self, backbone: Any, head: Any):
         self.backbone, self.head = backbone, head
 
     def __call__(self, x: jax.Array) -> jax.Array:

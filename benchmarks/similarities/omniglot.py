@@ -111,7 +111,7 @@ def canvases(rng, network: Network, mean, novel: Pictures, embeddings, count: in
     figure["titles"] = [f"partner: {'left' if s == 0 else 'right'}" for s in side[:4]]
     return {
         "maps": found,
-        "complete above": protocol.differences(table["peak"]),
+        "peak of complete, less that of": protocol.differences(table["peak"]),
         "completeness": protocol.completeness(found),
         "canvases": count,
         "figure": figure,

@@ -111,8 +111,9 @@ def among_several(tests: list[dict[str, Any]]) -> list[str]:
         f"{number(peak['complete'])}, of LaFAM, which knows no partner, in "
         f"{number(peak['lafam'])}, of Grad-CAM on the cosine in {number(peak['grad_cam'])}. When "
         "another of the things is the partner instead, the new map and the old one are correlated "
-        f"by {swap['complete']} for `complete`, by {swap['centred']} for `centred` and by "
-        f"{swap['margin']} for `margin`. Recommended: `{best}`{without}."
+        f"by {swap['complete']} for `complete`, by {swap['contribution']} for `contribution`, by "
+        f"{swap['centred']} for `centred` and by {swap['grad_cam']} for Grad-CAM. "
+        f"Recommended: `{best}`{without}."
     ]
 
 
@@ -123,10 +124,10 @@ def alone(tests: list[dict[str, Any]]) -> list[str]:
     as_good = [n for n in ("lafam", "centre", "self") if peak[n] >= peak[best]]
     named = ", ".join(f"`{name}` ({number(peak[name])})" for name in as_good)
     rest = (
-        f"{named}, with no partner, find it as well or better: the box of a single object does "
-        "not tell whether a similarity is explained"
+        f"no worse without a partner: {named}. The box of a single object does not tell whether "
+        "a similarity is explained"
         if as_good
-        else "no map without a partner finds it as well"
+        else "every map without a partner is worse"
     )
     return [
         "",
@@ -173,6 +174,8 @@ def sections(test: dict[str, Any], title: str = "") -> list[str]:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """One row for each map."""
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    if "peak" in columns:  # completeness has a table of its own
+        columns = [c for c in columns if c not in ("score", "missing")]
     lines = ["| map | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
         cells = [value(row[c]) if c in row else "" for c in columns]

@@ -97,7 +97,7 @@ def curve_test(
     own: np.ndarray,
     other: np.ndarray,
     similarity: Callable = cosine,
-    batch: int = 4,
+    batch: int = 2,
 ) -> dict[str, dict[str, list[float]]]:
     """Deletion and insertion of pixels, with the similarity to `own` [N, E] as the score.
 

@@ -102,7 +102,7 @@ def in_boxes(rng, network: Network, mean, novel: Pictures, embeddings, boxes, ch
     found = protocol.summary(hidden | {k: table[k] for k in ("missing", "score")}, groups)
     return {
         "maps": found,
-        "complete above": protocol.differences(hidden["peak"], groups),
+        "peak of complete, less that of": protocol.differences(hidden["peak"], groups),
         "completeness": protocol.completeness(found),
         "localisation": boxes_by_map(maps, boxes[at], slice(0, 1000), right),
         "episodes": episodes,
@@ -144,7 +144,7 @@ def canvases(rng, network: Network, mean, novel: Pictures, embeddings, count: in
     found = protocol.summary(protocol.heavier(table))
     return {
         "maps": found,
-        "complete above": protocol.differences(table["peak"]),
+        "peak of complete, less that of": protocol.differences(table["peak"]),
         "completeness": protocol.completeness(found),
         "canvases": count,
         "figure": {
