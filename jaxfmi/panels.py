@@ -72,7 +72,7 @@ def retrieval_panel(
         overlays([query] * len(found), query_maps),
     ]
     lead = [rgb(query), None, None]
-    figure, axes = _grid(3, 1 + len(found), dpi, rows + [[rgb(query)]])
+    figure, axes = _grid([[rgb(query), *rows[0]], *rows[1:]], 1 + len(found), dpi)
     for i, (first, row) in enumerate(zip(lead, rows, strict=True)):
         _fill(axes[i], [first, *row])
     axes[0][0].set_title(caption, fontsize=9)
@@ -127,7 +127,7 @@ def episode_panel(
         shown = [[flat.pop(0) for _ in each] for each in supports]
     shots, best = max(map(len, shown)), int(np.argmax(scores))
     maps = overlays([query] * len(supports), query_maps)
-    figure, axes = _grid(len(supports), shots + 2, dpi, [*shown, maps, [rgb(query)]])
+    figure, axes = _grid([[*s, rgb(query)] for s in shown], shots + 2, dpi)
     for i, row in enumerate(axes):
         _fill(row, [*shown[i], *[None] * (shots - len(shown[i])), maps[i], None])
         row[0].set_title(labels[i], fontsize=9)
@@ -157,11 +157,12 @@ def _labels(labels: Sequence[str] | None, count: int, name: str) -> Sequence[str
     return labels
 
 
-def _grid(rows: int, columns: int, dpi: int, tiles: Sequence[Sequence[np.ndarray]]):
-    tallest = max(t.shape[0] / t.shape[1] for row in tiles for t in row)
-    size = (TILE * columns, rows * (TILE * tallest + 0.3))
+def _grid(rows: Sequence[Sequence[np.ndarray]], columns: int, dpi: int):
+    """A figure with an axis for every tile, each row as high as its tallest tile."""
+    heights = [max(t.shape[0] / t.shape[1] for t in row) for row in rows]
+    size = (TILE * columns, TILE * sum(heights) + 0.3 * len(rows))
     figure = Figure(figsize=size, layout="constrained", dpi=dpi)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for ax in axes.flat:
         ax.set_axis_off()
     return figure, axes

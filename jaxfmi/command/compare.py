@@ -17,6 +17,7 @@ from jaxfmi.command.files import Results, read_picture, unique_stems
 from jaxfmi.command.networks import Network
 from jaxfmi.command.terminal import kept, one_line
 from jaxfmi.command.words import pick
+from jaxfmi.multipliers import path
 from jaxfmi.panels import overlays, retrieval_panel
 from jaxfmi.references import constant_activation
 from jaxfmi.similarities import centred_cosine
@@ -24,6 +25,7 @@ from jaxfmi.similarity import fam_terms
 
 PANEL = "panel.png"
 CENTRED = "centred_cosine"  # from the mean of the pictures that are given
+DISTANCE = similarities.neg_squared_distance.__name__
 SIMILARITIES = (*(n for n in similarities.NAMED if n != "margin"), CENTRED)
 WEIGHTINGS = ("complete", "contribution", "none", "mean")
 PACKAGES = ("jaxfmi", "jax", "flax", "numpy")
@@ -79,7 +81,7 @@ def compare(
                 f"{CENTRED} needs the mean of three pictures or more: QUERY and 2 others"
             )
         paths = [query, *partners]
-        images = [read_picture(path) for path in paths]
+        images = [read_picture(file) for file in paths]
         x = np.stack([network.preprocess(image) for image in images])
         found = explain(network, x, layer, similarity, weighting)
         out.mkdir(parents=True, exist_ok=True)
@@ -94,8 +96,8 @@ def compare(
             "weighting": weighting,
         }
         write(Results(out, head), paths, images, found)
-    for path, score in zip(partners, found["scores"], strict=True):
-        print(f"{path}: {similarity} {score:.4f}")
+    for file, score in zip(partners, found["scores"], strict=True):
+        print(f"{file}: {similarity} {score:.4f}")
     print(out / PANEL)
 
 
@@ -137,6 +139,8 @@ def explain(
             options = {"similarity": centred_cosine(mu)}
             if weighting != "contribution":
                 options["reference"] = constant_activation(mu)
+        if similarity == DISTANCE and weighting != "contribution":
+            options |= {"reference": "partner", "multiplier": path(1)}
         terms = fam_terms(embedding(state), layer, weighting=weighting, **options)
         there = jax.vmap(terms, (None, 0))(x[0], e[1:])
         back = jax.lax.map(lambda y: terms(y, e[0]).heatmap, x[1:])
