@@ -412,6 +412,11 @@ def test_bad_input(x, partner, options, message):
         jf.fam(embed, "a", **options)(x, partner)
 
 
+def test_a_layer_that_is_not_there():
+    with pytest.raises(ValueError, match=r"no tag 'b'; there are 'a'"):
+        jf.fam(GAP, "b")(A, S)
+
+
 def test_an_embedding_is_a_vector():
     with pytest.raises(ValueError, match=r"one vector \[E\], this one has shape \(3, 4, 5\)"):
         jf.fam(lambda x: jf.tag(x, "a"), "a")(A, S)

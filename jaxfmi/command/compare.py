@@ -77,9 +77,7 @@ def compare(
         pick("similarity", similarity, SIMILARITIES)
         pick("weighting", weighting, WEIGHTINGS)
         if similarity == CENTRED and len(partners) < 2:
-            raise ValueError(
-                f"{CENTRED} needs the mean of three pictures or more: QUERY and 2 others"
-            )
+            raise ValueError(f"{CENTRED} needs the mean of at least three pictures: add partners")
         paths = [query, *partners]
         images = [read_picture(file) for file in paths]
         x = np.stack([network.preprocess(image) for image in images])
