@@ -25,9 +25,7 @@ def titles(figure):
 def test_maps_of_a_row_share_a_scale():
     picture, strong = np.full((8, 8, 3), 0.5), np.ones((8, 8))
     one, weak = overlays([picture] * 2, [strong, 0.1 * strong])
-    assert (
-        np.abs(one - picture).mean() > 3 * np.abs(weak - overlays([picture], [0 * strong])).mean()
-    )
+    assert np.abs(one - weak).max() > 0.2
     alone = overlays([picture], [0.1 * strong])[0]
     np.testing.assert_allclose(alone, one)
     assert joint([strong, -2 * strong]) == (2.0, True)
