@@ -10,9 +10,9 @@ the papers is claimed.
 
 On averaged activations and with ``complete``, the map is CAM with the partner's embedding as the
 classifier, and adds up to the similarity. **What it shows**: where the similarity sits, which is
-mostly where there is something; with another partner it is nearly the same map. What is specific to
-*this* partner is shown by contrast: ``margin`` to another prototype, ``centred_cosine`` from the
-mean of a corpus. Look at both.
+mostly where there is something; with another partner it is often nearly the same map. What is
+specific to *this* partner is shown by contrast: ``margin`` to another prototype,
+``centred_cosine`` from the mean of a corpus. Look at both.
 
 ``embed`` is ``x [H, W, C] -> embedding [E]``, with a tag inside. Let it return the raw vector: an
 embedding of unit length does not change with the scale of its features, so that the total of its
