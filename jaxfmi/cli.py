@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from jaxfmi.command import job as jobs
 from jaxfmi.command import networks
+from jaxfmi.command.compare import compare
 from jaxfmi.command.evaluate import evaluate
 from jaxfmi.command.files import MANIFEST
 from jaxfmi.command.methods import METHODS
@@ -216,6 +217,7 @@ def explain(
 app.command()(evaluate)
 app.command()(train)
 app.command()(evaluate_classifier)
+app.command()(compare)
 
 
 @app.command()

@@ -77,6 +77,7 @@ def separating_layer(embed: Embed, layer: str, x, allow_bypass: bool = False) ->
     """The layer's name, after checking that the embedding sees the image through it alone."""
     name = one_layer(embed, layer, x)
     if not allow_bypass and taps.depends(embed, x, cut=[name]):
+        jax.eval_shape(taps.capture(embed, name), x)  # a layer that is not there says so
         raise ValueError(
             f"layer {name!r} does not determine the embedding, which depends on the image by a way "
             "around it too (what jaxfmi.capture reads is from before the tag); choose the block's "

@@ -78,6 +78,7 @@ def overlay(
     strength: float = 0.6,
     percentile: float = 100.0,
     signed: bool = False,
+    full: float | None = None,
 ) -> np.ndarray:
     """Lay a map over a picture.
 
@@ -93,6 +94,8 @@ def overlay(
         far above all others; 99 keeps these from leaving the rest without colour.
       signed: show the map as signed even if none of its values is negative, for one look of a
         method on all pictures.
+      full: the |value| of the full colour, for maps that are to be compared; None for that of the
+        percentile.
 
     Returns:
       RGB in [0, 1], [H, W, 3].
@@ -106,7 +109,7 @@ def overlay(
     image = rgb(image)
     heat = np.asarray(resize(jnp.asarray(heatmap, jnp.float32), image.shape[:2]))
     signed = signed or bool(heat.min() < 0)
-    full = np.percentile(np.abs(heat), percentile) or np.abs(heat).max() or 1.0
+    full = full or np.percentile(np.abs(heat), percentile) or np.abs(heat).max() or 1.0
     heat = np.clip(heat / full, -1, 1)
     if colormap == "auto":
         colormap = "bwr" if signed else "jet"

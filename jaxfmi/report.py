@@ -13,7 +13,9 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 TILE = 2.1  # inches
 
 
-def lay(picture: np.ndarray, heatmap: np.ndarray, signed: bool = False) -> np.ndarray:
+def lay(
+    picture: np.ndarray, heatmap: np.ndarray, signed: bool = False, full: float | None = None
+) -> np.ndarray:
     """Lay a map over a picture so that any method's shows: ``heatmap.overlay``, clipped.
 
     Maps of gradients have a few values far above all others, which would leave the rest without
@@ -25,11 +27,12 @@ def lay(picture: np.ndarray, heatmap: np.ndarray, signed: bool = False) -> np.nd
       picture: anything that ``heatmap.rgb`` takes, [H, W, 3] or grey.
       heatmap: [h, w] of any size.
       signed: show the map as signed even if none of its values is negative.
+      full: the |value| of the full colour, in the place of the percentile.
     """
     if not (signed or np.min(heatmap) < 0):
-        return overlay(picture, heatmap, percentile=PERCENTILE)
+        return overlay(picture, heatmap, percentile=PERCENTILE, full=full)
     pale = 0.3 + 0.7 * rgb(picture) @ LUMA
-    return overlay(pale, heatmap, percentile=PERCENTILE, signed=True, strength=0.9)
+    return overlay(pale, heatmap, percentile=PERCENTILE, signed=True, strength=0.9, full=full)
 
 
 def panel(

@@ -10,9 +10,9 @@ the papers is claimed.
 
 On averaged activations and with ``complete``, the map is CAM with the partner's embedding as the
 classifier, and adds up to the similarity. **What it shows**: where the similarity sits, which is
-mostly where there is something; with another partner it is nearly the same map. What is specific to
-*this* partner is shown by contrast: ``margin`` to another prototype, ``centred_cosine`` from the
-mean of a corpus. Look at both.
+mostly where there is something; with another partner it is often nearly the same map. What is
+specific to *this* partner is shown by contrast: ``margin`` to another prototype,
+``centred_cosine`` from the mean of a corpus. Look at both.
 
 ``embed`` is ``x [H, W, C] -> embedding [E]``, with a tag inside. Let it return the raw vector: an
 embedding of unit length does not change with the scale of its features, so that the total of its
@@ -36,6 +36,7 @@ from jaxfmi.embeddings import (
     prototype,
     separating_layer,
     support_mask,
+    vector,
 )
 from jaxfmi.explainer import Explainer, Size, check_image
 from jaxfmi.heatmap import divide
@@ -225,7 +226,6 @@ def pair(embed: Embed, layer: str = "auto", **options: Any) -> Explainer:
     return explain
 
 
-@comparer
 def support_shares(
     embed: Embed, layer: str = "auto", *, chunk: int | None = None, size: Size = "input"
 ) -> Explainer:
@@ -248,7 +248,8 @@ def support_shares(
       ValueError: no support, or (where values are known) none that the mask keeps, or an embedding
         that is zero.
     """
-    terms = fam_terms(embed, layer, similarity=dot, size=size)
+    embed = vector(embed)
+    along = fam(embed, layer, similarity=dot, size=size)
 
     def explain(query, supports, mask=None):
         q = embedding_of(embed, query)
@@ -265,7 +266,7 @@ def support_shares(
 
         def one(item):
             support, keep = item
-            return terms(support, jnp.where(keep, each, 0)).heatmap
+            return along(support, jnp.where(keep, each, 0))
 
         shares = jnp.where(kept, shots @ each, 0)
         return chunk_map(one, (supports, kept), chunk), shares
@@ -290,5 +291,5 @@ def _warn_of_free_scale(terms: FMI) -> None:
             f"the map's total is {total:.1e}, the similarity {score:.3g}: it does not change when "
             "the activation is scaled, as where the embedding ends in L2 normalisation, or with "
             "cosine(freeze_norms=False). Let embed return the vector before normalisation",
-            stacklevel=5,
+            stacklevel=4,
         )

@@ -18,6 +18,7 @@ from nets import HEIGHT, LAYER_SIZE, WIDTH, images, tiny, transposed, widened
 
 import jaxfmi as jf
 from jaxfmi import multipliers, references
+from jaxfmi.explainer import LOGITS
 
 LABELS = np.array([3, 0, 4, 1])
 KEY = jax.random.key(7)
@@ -81,6 +82,31 @@ def of_own_map(method):
     return make
 
 
+def to_partners(method, layer="down", **fixed):
+    """A method of similarities: the logits are the embedding, a label chooses the partner."""
+
+    def make(score, **options):
+        explain = method(score_of_logits(score), layer, **fixed, **options)
+        return lambda x, label, **key: explain(x, jnp.asarray(PARTNERS, x.dtype)[label], **key)
+
+    return make
+
+
+def score_of_logits(score):
+    return getattr(score, LOGITS)
+
+
+def heatmap_of_fam_terms(embed, layer, **options):
+    terms = jf.fam_terms(embed, layer, **options)
+    return lambda x, partner: terms(x, partner).heatmap
+
+
+def sbsm(score, **options):
+    explain = jf.sbsm(score_of_logits(score), window=(5, 3), stride=(4, 2), **options)
+    return lambda x, label: explain(x, jnp.asarray(PARTNERS, x.dtype)[label])
+
+
+PARTNERS = np.random.default_rng(2).standard_normal((5, 5))
 AFMI = functools.partial(at_layer, jf.afmi)
 CASES = {
     "cam": Case(at_layer(jf.cam, "block"), sized=True),
@@ -142,6 +168,13 @@ CASES = {
     "attention": Case(of_own_map(jf.attention), sized=True),
     "lfi_cam": Case(of_own_map(jf.lfi_cam), sized=True, like="attention"),
     "guided_grad_cam": Case(at_layer(jf.guided_grad_cam)),
+    "fam": Case(to_partners(jf.fam), sized=True),
+    "fam_terms": Case(to_partners(heatmap_of_fam_terms), sized=True, like="fam"),
+    "sfam": Case(to_partners(jf.sfam), sized=True, like="fam"),
+    "similarity_grad_cam": Case(to_partners(jf.similarity_grad_cam), sized=True, like="fam"),
+    "self_map": Case(to_partners(jf.self_map), sized=True, like="fam"),
+    "lafam": Case(to_partners(jf.lafam), sized=True, like="fam"),
+    "sbsm": Case(sbsm, evaluations=20, like="occlusion"),
     "saliency": Case(jf.saliency),
     "input_x_gradient": Case(jf.input_x_gradient),
     "integrated_gradients": Case(
@@ -167,6 +200,7 @@ CASES = {
         reverse=False,
     ),
 }
+NOT_ONE_MAP = set("full_grad_terms pair point_map point_to_point overall_map gallery".split())
 OWN = {name: case for name, case in CASES.items() if not case.like}
 every_case = pytest.mark.parametrize("name", CASES)
 own_case = pytest.mark.parametrize("name", OWN)
@@ -218,7 +252,7 @@ def test_the_table_is_complete():
     """All that ``explainer`` decorates, and what goes around explainers."""
     names = {name.split()[0] for name in CASES}
     explained = {n for n in jf.__all__ if hasattr(getattr(jf, n), "__wrapped__")}
-    assert (explained | {"smooth_grad"}) - {"full_grad_terms"} == names
+    assert (explained | {"smooth_grad"}) - NOT_ONE_MAP == names
 
 
 @every_case
