@@ -129,6 +129,10 @@ def lfi_cam_demo(**options: Unpack[Options]) -> LfiCam:
     The last block is narrower than the plain network's, so that the feature importance network
     fits into the two megabytes with it. `options` as in `Options`, for float32 and RGB.
 
+    Trained by `jaxfmi train --config demo --model lfi_cam_demo --sizes 64 --epochs 60 --data
+    ../shared/data/tiny_imagenet20 --out runs/demo`, whose `model.safetensors` and `model.json`
+    become `weights/demo.*`; `demo_model` sees from the latter which network it is.
+
     Raises:
       ValueError: another type or number of channels.
     """

@@ -73,7 +73,7 @@ def test_loss_and_gradients_are_the_authors():
 def test_four_steps_of_sgd_are_the_authors():
     graph, state = golden_net("abn")
     losses, _ = jax.jit(functools.partial(descent, graph))(state, X)
-    close(losses, LOSSES, 1e-8)
+    close(losses, LOSSES, 1e-8 + 5e-9)  # 1e-8, and half of the last digit that is printed
 
 
 @functools.cache

@@ -174,7 +174,8 @@ CASES = {
     "similarity_grad_cam": Case(to_partners(jf.similarity_grad_cam), sized=True, like="fam"),
     "self_map": Case(to_partners(jf.self_map), sized=True, like="fam"),
     "lafam": Case(to_partners(jf.lafam), sized=True, like="fam"),
-    "sbsm": Case(sbsm, evaluations=20, like="occlusion"),
+    # Small differences of distances, 1e-7 of which are rounding.
+    "sbsm": Case(sbsm, evaluations=20, like="occlusion", share=1e-4),
     "saliency": Case(jf.saliency),
     "input_x_gradient": Case(jf.input_x_gradient),
     "integrated_gradients": Case(
