@@ -53,14 +53,12 @@ def vector(embed: Embed) -> Embed:
     return checked
 
 
-def embedding_of(embed: Embed, partner) -> jax.Array | None:
-    """A partner as the similarity takes it: [E], [2, E] or None; an image is embedded.
+def embedding_of(embed: Embed, partner) -> jax.Array:
+    """A partner as the similarity takes it, [E] or [2, E]; an image is embedded.
 
     Raises:
       ValueError: another rank, or (where they are known) values that are NaN or infinite.
     """
-    if partner is None:
-        return None
     partner = jnp.asarray(partner)
     if partner.ndim == 3:
         return embed(check_image(partner))

@@ -3,6 +3,8 @@
 Each has FAM's shape: ``method(embed, layer, **options)(x, partner) -> heatmap [H, W]``.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -160,7 +162,8 @@ def similarity_grad_cam(
     Returns:
       ``(x, partner) -> heatmap [H, W]``.
     """
-    raw = fam(embed, layer, similarity=cosine(freeze_norms=False), weighting="mean", size=None)
+    free = functools.partial(cosine, freeze_norms=False)
+    raw = fam(embed, layer, similarity=free, weighting="mean", size=None)
 
     def explain(x, partner):
         m = raw(x, partner)

@@ -152,13 +152,14 @@ def fam_terms(
         )
 
     def explain(x, partner=None, *, key=None):
-        q, s = embed(x), embedding_of(embed, partner)
+        q, s = embed(x), None if partner is None else embedding_of(embed, partner)
         name = separating_layer(embed, layer, x, allow_bypass)
-        value, reduce, at = similarity(q, s), weighting, reference
+        value, at = similarity(q, s), reference
         if isinstance(reference, str) and reference == "partner":
             at = at_partner(s)
-        if isinstance(weighting, Contribution):
-            reduce = weightings.reduction(weighting, normalising, q, s)
+        reduce = weighting
+        if isinstance(reduce, Contribution):
+            reduce = weightings.reduction(reduce, normalising, q, s)
         terms = afmi_terms(
             lambda x: value(embed(x)),
             name,

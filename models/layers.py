@@ -139,9 +139,9 @@ def draw_as_torch(model: nnx.Module, rngs: nnx.Rngs) -> None:
             std = np.sqrt(2 / (np.prod(kernel.shape[:2]) * kernel.shape[-1]))
             normal = jax.random.normal(rngs.params(), kernel.shape, kernel.dtype)
             kernel.set_value(std.astype(kernel.dtype) * normal)
-        elif isinstance(module, nnx.Linear | nnx.LinearGeneral):
-            bound = (module.bias.size / module.kernel.size) ** 0.5
-            for weight in (module.kernel, module.bias):
+        elif isinstance(module, nnx.Linear):
+            bound = module.in_features**-0.5
+            for weight in (module.kernel, *([] if module.bias is None else [module.bias])):
                 uniform = partial(jax.random.uniform, minval=-bound, maxval=bound)
                 weight.set_value(uniform(rngs.params(), weight.shape, weight.dtype))
 

@@ -171,7 +171,7 @@ class LfiCam(nnx.Module):
         features = self.backbone.features(x)
         if self.attention == "off":
             return {"logits": self.backbone.classify(features), "features": features}
-        if self.attention == "deep":
+        if self.attention == "deep" and self.fin:
             features = tag(self.fin(features), "deep")
             return {"logits": self.backbone.classify(features), "features": features}
         importance = tag(self.importance(features, x), "importance")
@@ -183,7 +183,7 @@ class LfiCam(nnx.Module):
 
     def importance(self, features: jax.Array, x: jax.Array) -> jax.Array:
         """The weights w `[N, C]` of the maps, which are positive and add up to 1."""
-        if self.attention == "uniform":
+        if self.fin is None:
             return jnp.full((len(features), features.shape[-1]), 1 / features.shape[-1])
         pooled = wide(self.fin(masked_features(features, x))).mean((1, 2))
         return jax.nn.softmax(pooled)
@@ -205,10 +205,10 @@ class CifarOptions(LfiCamOptions, total=False):
 def lfi_cam(build: Callable[..., Backbone], options: LfiCamOptions, fin: Form = "paired") -> LfiCam:
     """Give attention to the backbone that `build` makes of those options that are not LFI-CAM's."""
     rngs = options.get("rngs") or nnx.Rngs(0)
-    own = {"attention": options.get("attention", "learned"), "fin": options.get("fin", fin)}
-    rest = {k: v for k, v in options.items() if k not in (*own, "rngs")}
+    attention, fin = options.get("attention", "learned"), options.get("fin", fin)
+    rest = {k: v for k, v in options.items() if k not in ("attention", "fin", "rngs")}
     backbone = build(**rest, rngs=rngs)
-    return LfiCam(backbone, **own, dtype=options.get("dtype"), rngs=rngs)
+    return LfiCam(backbone, attention=attention, fin=fin, dtype=options.get("dtype"), rngs=rngs)
 
 
 def lfi_cam_resnet8(**options: Unpack[CifarOptions]) -> LfiCam:

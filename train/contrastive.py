@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,8 @@ def loss_fn(model, first, second, temperature=0.2):
 def train_step(model, optimizer, images, key, *, config: Config):
     """One update, in place, from pictures uint8 [N, H, W, C]; returns metrics."""
     gradient = nnx.value_and_grad(loss_fn, has_aux=True)
-    (loss, logits), grads = gradient(model, *_views(key, images, config), config.temperature)
+    one, other = _views(key, images, config)
+    (loss, logits), grads = gradient(model, one, other, config.temperature)
     optimizer.update(model, grads)
     return {"loss": loss, "accuracy": _accuracy(logits)}
 
@@ -250,18 +252,17 @@ def _neighbours(model, train: Pictures, val: Pictures, config: Config) -> dict[s
     return {"neighbours": float((found == val.labels).mean())}
 
 
-def _views(key, images, config: Config) -> list[jax.Array]:
+def _views(key, images, config: Config) -> tuple[jax.Array, jax.Array]:
     """Two random views of every picture, float32 as the network takes them."""
-    return [_view(k, images, config) for k in jax.random.split(key, 2)]
+    one, other = jax.random.split(key)
+    return _view(one, images, config), _view(other, images, config)
 
 
 def _view(key, images, c: Config) -> jax.Array:
-    mirror, rest = jax.random.split(key)
-    colours = {"jitter": c.jitter, "grey": c.grey, "cast": c.cast, "erase": 0.0}
-    crop = {"size": images.shape[1], "min_scale": c.min_scale, "stretch": c.stretch}
-    x = augment(key=rest, images=images, **crop, **colours)
-    mirrored = jax.random.bernoulli(mirror, shape=(len(x), 1, 1, 1))
-    return normalise(jnp.where(mirrored, x[:, :, ::-1], x), c.mean, c.std)
+    crop = {"flip": True, "min_scale": c.min_scale, "stretch": c.stretch}
+    colours = {"jitter": c.jitter, "grey": c.grey, "cast": c.cast}
+    options: dict[str, Any] = crop | colours
+    return normalise(augment(key, images, images.shape[1], **options), c.mean, c.std)
 
 
 def _accuracy(logits: jax.Array) -> jax.Array:
@@ -278,6 +279,6 @@ def _some(pictures: Pictures, count: int, rng: np.random.Generator) -> Pictures:
 
 if __name__ == "__main__":
     try:
-        main(parse(Config, MODULE, __doc__))
+        main(parse(Config, MODULE, __doc__ or ""))
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -259,6 +259,6 @@ def _check(pictures: Pictures, way: int, each: int, purpose: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(parse(Config, MODULE, __doc__))
+        main(parse(Config, MODULE, __doc__ or ""))
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -118,7 +118,8 @@ def explain(
     graph, state = nnx.split(network.model)
 
     def embedding(state):
-        return lambda x: nnx.merge(graph, state).features(x[None])[0].mean((0, 1))
+        model: Any = nnx.merge(graph, state)
+        return lambda x: model.features(x[None])[0].mean((0, 1))
 
     @jax.jit
     def embed(state, x):
@@ -181,9 +182,9 @@ def write(
     retrieval_panel(
         pixels[0],
         [pixels[1 + i] for i in order],
-        found["query"][order],
-        found["partner"][order],
-        found["scores"][order],
+        list(found["query"][order]),
+        list(found["partner"][order]),
+        found["scores"][order].tolist(),
         caption=stems[0],
         labels=[stems[1 + i] for i in order],
         path=results.out / PANEL,
