@@ -24,7 +24,7 @@ from jaxfmi.command import job as jobs
 from jaxfmi.command import networks
 from jaxfmi.command.compare import compare
 from jaxfmi.command.evaluate import evaluate
-from jaxfmi.command.files import MANIFEST
+from jaxfmi.command.files import MANIFEST, check_paths
 from jaxfmi.command.methods import METHODS
 from jaxfmi.command.metrics import METRICS
 from jaxfmi.command.terminal import (
@@ -184,7 +184,7 @@ def explain(
     Files are called PICTURE.CLASS.METHOD.png and .npy, in OUT.
     """
     with one_line():
-        _check_paths(images, out, overwrite)
+        check_paths(images, out, overwrite)
         if target and top_k != 1:
             raise ValueError("--target and --top-k exclude each other")
         network = networks.open_network(
@@ -277,14 +277,3 @@ def _sample_data() -> ModuleType:
     except ImportError as error:
         hint = 'pip install "jaxfmi[demo]"'
         raise ImportError(f"the demo's pictures are in scikit-image: {hint}") from error
-
-
-def _check_paths(images: list[Path], out: Path, overwrite: bool) -> None:
-    for path in images:
-        if not path.is_file():
-            what = "is no picture but a folder" if path.is_dir() else "does not exist"
-            raise ValueError(f"'{path}' {what}")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"'{out}' is a file; --out takes a folder")
-    if not overwrite and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"'{out}' is not empty; --overwrite writes to it all the same")

@@ -100,7 +100,7 @@ def _densenet(model) -> list:
             out.append(Concat([[], [*_norm_conv(layer.conv1), *_norm_conv(layer.conv2)]]))
         if b < len(model.transitions):
             out += [*_norm_conv(model.transitions[b]), AvgPool()]
-    return [*out, _norm(model.norm5), RELU]
+    return out
 
 
 def _norm_conv(part) -> list:

@@ -97,5 +97,7 @@ def test_a_family_is_its_twin(name):
 
 
 def test_all_families_are_here():
-    there = {type(f()) for f, _ in FAMILIES.values()}
-    assert {entry.build.__annotations__["return"] for entry in models.MODELS.values()} <= there
+    """But for those that put attention around one of them."""
+    there = {type(nnx.eval_shape(f)) for f, _ in FAMILIES.values()}
+    known = {entry.build.__annotations__["return"] for entry in models.MODELS.values()}
+    assert known - {models.LfiCam, models.Abn} == there

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxfmi import similarities
 from jaxfmi.command import networks
-from jaxfmi.command.files import Results, read_picture, unique_stems
+from jaxfmi.command.files import Results, check_paths, read_picture, unique_stems
 from jaxfmi.command.networks import Network
 from jaxfmi.command.terminal import kept, one_line
 from jaxfmi.command.words import pick
@@ -70,7 +70,7 @@ def compare(
     the query are called QUERY.query.PARTNER, those of a partner PARTNER.partner, .png and .npy.
     """
     with one_line():
-        check_output(out, overwrite)
+        check_paths([query, *partners], out, overwrite)
         network = networks.open_network(
             model, weights, model_option or [], preprocess, networks.read_size(size)
         )
@@ -97,14 +97,6 @@ def compare(
     for file, score in zip(partners, found["scores"], strict=True):
         print(f"{file}: {similarity} {score:.4f}")
     print(out / PANEL)
-
-
-def check_output(out: Path, overwrite: bool) -> None:
-    """Raise a ValueError if ``out`` is a file, or a folder that is not to be written to."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"'{out}' is a file; --out takes a folder")
-    if not overwrite and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"'{out}' is not empty; --overwrite writes to it all the same")
 
 
 def explain(

@@ -58,3 +58,15 @@ def unique_stems(paths: Sequence[Path]) -> list[str]:
         used.add(stem.casefold())
         stems.append(stem)
     return stems
+
+
+def check_paths(images: list[Path], out: Path, overwrite: bool) -> None:
+    """Raise a ValueError if a picture is no file, or ``out`` is not to be written to."""
+    for path in images:
+        if not path.is_file():
+            what = "is no picture but a folder" if path.is_dir() else "does not exist"
+            raise ValueError(f"'{path}' {what}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"'{out}' is a file; --out takes a folder")
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"'{out}' is not empty; --overwrite writes to it all the same")
