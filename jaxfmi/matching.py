@@ -15,7 +15,7 @@ from jaxfmi.chunks import chunk_map
 from jaxfmi.embeddings import Embed, comparer, embedding_of, separating_layer
 from jaxfmi.explainer import Explainer, Size, activation, check_image, head, resolve_size
 from jaxfmi.heatmap import divide, resize, unit
-from jaxfmi.occlusion import mean_drop
+from jaxfmi.occlusion import mean_drop, tiling
 from jaxfmi.similarities import Similarity, cosine, dot
 from jaxfmi.similarity import fam
 
@@ -227,6 +227,7 @@ def sbsm(
     Raises:
       ValueError: a window or stride below 1, a stride above the window; the partner's size.
     """
+    tiles = tiling(window, stride)
 
     def explain(x, partner):
         s = embedding_of(embed, partner)
@@ -237,7 +238,7 @@ def sbsm(
             square = (gap * gap).sum()
             return -jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
-        return mean_drop(nearness, x, window, stride, fill, chunk, jax.nn.relu)
+        return mean_drop(nearness, x, tiles, fill, chunk, jax.nn.relu)
 
     return explain
 

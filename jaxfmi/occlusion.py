@@ -41,9 +41,10 @@ def occlusion(
     Raises:
       ValueError: a window or stride below 1, or a stride larger than the window.
     """
+    tiles = tiling(window, stride)
 
     def explain(x, *args):
-        return mean_drop(lambda image: score(image, *args), x, window, stride, fill, chunk)
+        return mean_drop(lambda image: score(image, *args), x, tiles, fill, chunk)
 
     return explain
 
@@ -117,11 +118,22 @@ def rise(
     return explain
 
 
+Tiles = tuple[tuple[int, int], tuple[int, int]]
+"""Height and width of windows, and the steps between them."""
+
+
+def tiling(window: int | tuple[int, int], stride: int | tuple[int, int]) -> Tiles:
+    """Both as pairs, or a ValueError where windows would leave pixels out."""
+    sides, steps = _pair(window), _pair(stride)
+    if min(steps) < 1 or any(s > w for s, w in zip(steps, sides, strict=True)):
+        raise ValueError(f"expected 1 <= stride <= window, got stride {stride}, window {window}")
+    return sides, steps
+
+
 def mean_drop(
     score: Score,
     x: jax.Array,
-    window: int | tuple[int, int],
-    stride: int | tuple[int, int],
+    tiles: Tiles,
     fill: jax.Array | float,
     chunk: int | None,
     of: Callable[[jax.Array], jax.Array] = lambda drops: drops,
@@ -130,10 +142,7 @@ def mean_drop(
 
     Windows are placed as ``occlusion`` says. Gives [H, W].
     """
-    sides, steps = _pair(window), _pair(stride)
-    if min(steps) < 1 or any(s > w for s, w in zip(steps, sides, strict=True)):
-        raise ValueError(f"expected 1 <= stride <= window, got stride {stride}, window {window}")
-    rows, columns = (_windows(*axis) for axis in zip(x.shape[:2], sides, steps, strict=True))
+    rows, columns = (_windows(*axis) for axis in zip(x.shape[:2], *tiles, strict=True))
     cover = jnp.broadcast_to(jnp.asarray(fill, x.dtype), x.shape)
 
     def covered(window):
