@@ -273,6 +273,7 @@ def photographs():
     return demo.model, xs, demo.model(xs).argmax(-1)
 
 
+@pytest.mark.slow
 def test_guided_backpropagation_hardly_sees_the_model_and_grad_cam_does(photographs):
     """As Adebayo et al. (2018) found; here over the half of the layers that is next to the output.
 

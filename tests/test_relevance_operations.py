@@ -87,8 +87,9 @@ def test_an_operation_without_a_rule_is_an_error_that_names_it(name):
 # Real architectures
 
 FAMILIES = (
-    "vgg11_bn resnet18 resnet50 squeezenet1_1 mobilenet_v1 densenet121 cifar_resnet20"
-).split()
+    *"vgg11_bn resnet18 resnet50 squeezenet1_1 mobilenet_v1 cifar_resnet20".split(),
+    pytest.param("densenet121", marks=pytest.mark.slow),  # the test of families has a small one
+)
 
 
 def without_biases(name):
