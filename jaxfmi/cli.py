@@ -42,10 +42,13 @@ from jaxfmi.models import MODELS
 from jaxfmi.report import panel
 
 PHOTOS = ("chelsea", "coffee")
-# A demo takes less than a minute: without the methods that need thousands of evaluations, and
-# without the map that a network makes itself, which the embedded one does not.
-HIDDEN = "ss_cam is_cam extremal_perturbation clrp sglrp excitation_backprop lfi_cam".split()
-SHOWN = [name for name in METHODS if name not in HIDDEN]
+# A demo takes less than a minute: without the methods that need thousands of evaluations, near
+# relatives of others, and the map that a network makes itself, which the embedded one does not.
+HIDDEN = (
+    "ss_cam is_cam extremal_perturbation lfi_cam",
+    "fd_cam group_cam ada_sise clrp sglrp excitation_backprop relevance_cam",
+)
+SHOWN = [name for name in METHODS if name not in " ".join(HIDDEN).split()]
 COMPILERS = 2  # compiling is most of the time, and keeps one core busy
 SHORT = ("occlusion.stride=4", "rise.samples=200")
 
