@@ -222,7 +222,7 @@ def _shaped(reference, like: jax.Array, what: str) -> jax.Array:
     )
 
 
-def named(what: str, value, names: Mapping[str, Any], made_by: str):
+def named(what: str, value: Any, names: Mapping[str, Any], made_by: str) -> Any:
     """Resolve a name to the function it stands for.
 
     Raises:

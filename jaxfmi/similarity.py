@@ -140,12 +140,12 @@ def fam_terms(
         reference; options do not fit, or names are not known. Outside ``jit``: an embedding of
         the cosine is zero (under ``jit`` the map is then 0).
     """
-    similarity = named("similarity", similarity, similarities.NAMED, similarities.__name__)
-    weighting = named("weighting", weighting, weightings.NAMED, weightings.__name__)
+    measure: Similarity = named("similarity", similarity, similarities.NAMED, similarities.__name__)
+    weigh: Weighting = named("weighting", weighting, weightings.NAMED, weightings.__name__)
     normalising = named("normalisation", normalise, weightings.NORMALISE, weightings.__name__)
-    if not isinstance(weighting, Contribution) and normalise != "l1":
+    if not isinstance(weigh, Contribution) and normalise != "l1":
         raise ValueError("normalise is for the weighting contribution(); the others are not scaled")
-    if isinstance(weighting, Contribution) and not _is_zero(reference):
+    if isinstance(weigh, Contribution) and not _is_zero(reference):
         raise ValueError(
             "the weighting contribution() has no reference but zero_activation: its map is made "
             "of the activation itself; take weighting=complete"
@@ -154,10 +154,10 @@ def fam_terms(
     def explain(x, partner=None, *, key=None):
         q, s = embed(x), None if partner is None else embedding_of(embed, partner)
         name = separating_layer(embed, layer, x, allow_bypass)
-        value, at = similarity(q, s), reference
+        value, at = measure(q, s), reference
         if isinstance(reference, str) and reference == "partner":
             at = at_partner(s)
-        reduce = weighting
+        reduce = weigh
         if isinstance(reduce, Contribution):
             reduce = weightings.reduction(reduce, normalising, q, s)
         terms = afmi_terms(
@@ -170,7 +170,7 @@ def fam_terms(
             chunk=chunk,
             allow_bypass=True,  # of the score; the embedding is what was checked
         )(x, key=key)
-        if weighting in (complete, weightings.NAMED["none"]):
+        if weigh in (complete, weightings.NAMED["none"]):
             _warn_of_free_scale(terms)
         return terms
 
@@ -192,12 +192,12 @@ def sfam(
     ``inverse``, so that larger means more alike. Both readings of the abstract are ours. The map
     does not add up to the similarity.
     """
-    similarity = named("similarity", similarity, similarities.NAMED, similarities.__name__)
-    weight = inverse if similarity is neg_squared_distance else share
+    measure: Similarity = named("similarity", similarity, similarities.NAMED, similarities.__name__)
+    weight = inverse if measure is neg_squared_distance else share
     return fam(
         embed,
         layer,
-        similarity=similarity,
+        similarity=measure,
         weighting=contribution(weight),
         normalise=normalise,
         size=size,
