@@ -39,8 +39,8 @@ def full_grad(score: Score, *, size: Size = "input") -> Explainer:
         maps = [pixels] + [b for b in biases if _is_spatial(b)]
         grid = resolve_size(size, x) or x.shape[:2]
 
-        def show(t):
-            return jax.vmap(lambda m: resize(m, grid), -1, -1)(unit(jnp.abs(t))).sum(-1)
+        def show(t):  # the sum over channels comes first: resizing is linear
+            return resize(unit(jnp.abs(t)).sum(-1), grid)
 
         return sum(show(t.reshape(t.shape[-3:])) for t in maps)
 

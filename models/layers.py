@@ -1,6 +1,5 @@
 """What the networks share: a normalised convolution, poolings that are fast and exact, options."""
 
-import operator
 from functools import partial, reduce
 from itertools import product
 from typing import Literal, TypedDict
@@ -10,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
+
+from jaxfmi.models.depthwise import depthwise_conv
 
 Padding = Literal["SYMMETRIC", "SAME", "REFLECT"]
 
@@ -100,22 +101,6 @@ def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **layout) -> jax
         return depthwise_conv(x, kernel, tuple(strides), tuple(map(tuple, padding)))
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))[:, :: strides[0], :: strides[1]]
     return jnp.matmul(x, kernel[0, 0], precision=layout["precision"])
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def depthwise_conv(x: jax.Array, kernel: jax.Array, strides, padding) -> jax.Array:
-    """The sum of shifted slices of `x`, each times its entry of the kernel.
-
-    Being compiled by itself it stays one operation in a traced network, for `jaxfmi.rewrite`.
-    """
-    height, width = kernel.shape[:2]
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = (n - k + 1 for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
-    slices = (
-        x[:, i : i + rows : strides[0], j : j + columns : strides[1]] * kernel[None, i, j : j + 1]
-        for i, j in product(range(height), range(width))
-    )
-    return reduce(operator.add, slices)
 
 
 def batch_norm(features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.BatchNorm:
