@@ -7,8 +7,10 @@ is propagated is the start: the score of a class (``lrp``), one class against th
 
 Relevance is the derivative to a gate on the input (``relevance.py``), so that any traced network
 will do, and a start is a multiplier at the logits. What a score does with the logits counts with
-its own gradient: explain a logit, unless that is meant. The papers' texts were not available to us;
-rules and composites meet zennit's numbers, starts those of the authors' repositories.
+its own gradient: explain a logit, unless that is meant. A map of attention (tagged so, or any
+sigmoid) is a gate: what it multiplies takes all relevance, and how it was made none. The papers'
+texts were not available to us; rules and composites meet zennit's numbers, starts those of the
+authors' repositories.
 """
 
 from collections.abc import Callable

@@ -3,9 +3,11 @@
 Values that depend on a gate are held in types of this file, and every operation that meets one is
 answered for here: layers are pending until they are complete, gates let the signal take all, sums
 of branches are split, curved functions pass relevance on, and what is linear and homogeneous has
-its own gradient. Everything else is an error.
+its own gradient. Everything else is an error, as soon as relevance would have to pass it: how a map
+of attention was made does not matter to what it multiplies.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,6 +24,7 @@ from jaxfmi.regrade import passed, regrade
 from jaxfmi.taps import INSIDE, Op
 
 MARK = "jaxfmi: the input"  # the tag of the pixels
+ATTENTION = "attention"  # what is tagged so is a gate, whatever made it
 _GATES = ("logistic", "sigmoid", "hard_sigmoid", "tanh", "erf", "erfc")
 _HOMOGENEOUS = LAYOUT | set(
     """abs adaptive_avg_pool cumsum leaky_relu max max_pool neg reduce_max reduce_min reduce_sum
@@ -49,11 +52,23 @@ class _Gate(NamedTuple):
     """A bounded function of a value, which may turn out to multiply another one."""
 
     array: jax.Array
-    settled: _Value  # as an activation like others
+    settled: "_Value | _Refused"  # as an activation like others
     positive: bool
 
 
-_HELD = (_Value, _Pixels, _Gate, Pending)
+class _Refused(NamedTuple):
+    """A value that no relevance can pass: an error where it would have to."""
+
+    array: jax.Array
+    why: str
+    positive: bool = False
+
+
+class _NoRuleError(ValueError):
+    """An operation has no rule."""
+
+
+_HELD = (_Value, _Pixels, _Gate, _Refused, Pending)
 
 
 def is_held(v) -> bool:
@@ -72,13 +87,16 @@ class Walk:
     def __call__(self, op: Op, *operands):
         """Answer for an operation, or leave it: ``rewrite`` calls this for each."""
         if self.reached is not None:  # what follows is of no interest
-            return self.plain(op, operands) if any(map(is_held, operands)) else NotImplemented
+            return op(*map(_bare, operands)) if any(map(is_held, operands)) else NotImplemented
         if op.tag:
             return self.at_tag(op.tag, operands[0])
         self.met += op.name in PRODUCTS and any(op.dynamic)
         if not any(map(is_held, operands)):
             return NotImplemented
-        return self.answer(op, operands)
+        try:
+            return self.answer(op, operands)
+        except _NoRuleError as error:
+            return _held(op(*map(_bare, operands)), partial(_Refused, why=str(error)))
 
     def at_tag(self, name: str, v):
         """Put the gate on, or stop; other tags are transparent, also for pending layers."""
@@ -89,6 +107,8 @@ class Walk:
             v = _Value((wide(v.array) * self.gates[name]).astype(v.array.dtype), v.positive)
         if name == self.until:
             self.reached = self.array(v)
+        if name == ATTENTION and isinstance(v, _Value | _Refused):
+            v = _Gate(v.array, v, v.positive)
         return v
 
     def answer(self, op: Op, operands):
@@ -102,17 +122,17 @@ class Walk:
         if op.primitive == "custom_jvp_call" and not known:
             return INSIDE
         if op.name in _CONSTANT:
-            return self.plain(op, operands)
+            return op(*map(_bare, operands))
         if (out := absorbed(op, operands, held[0])) is not None:
             return out
         if self.met == self.products and self.is_vector(operands):
-            return _values(self.plain(op, operands), False)  # behind all layers: the start
+            return _held(self.plain(op, operands), _Value)  # behind all layers: the start
         for way in (self.through_constant, self.layout, self.activation, self.several):
             if (out := way(op, operands, held)) is not None:
                 return out
         if self.products is None and self.is_vector(operands):
-            return _values(self.plain(op, operands), False)
-        raise ValueError(
+            return _held(self.plain(op, operands), _Value)
+        raise _NoRuleError(
             f"relevance has no rule for {op.name!r} of {len(held)} activations, at {op.where}; "
             "tag a value behind it and explain that, or use a method of gradients"
         )
@@ -121,9 +141,11 @@ class Walk:
         """Begin a layer."""
         at, kernel = held[0], operands[1 - held[0]]
         if len(held) != 1 or (at == 1 and op.name != "dot_general"):
-            raise ValueError(f"relevance needs constant kernels, unlike {op.name!r} at {op.where}")
+            raise _NoRuleError(
+                f"relevance needs constant kernels, unlike {op.name!r} at {op.where}"
+            )
         if op.params.get("batch_group_count", 1) != 1:
-            raise ValueError(f"relevance has no rule for batch_group_count, at {op.where}")
+            raise _NoRuleError(f"relevance has no rule for batch_group_count, at {op.where}")
         v = operands[at]
         v = v if isinstance(v, _Pixels) else self.settle(v)
         gate = v.gate if isinstance(v, _Pixels) else None
@@ -158,7 +180,8 @@ class Walk:
             return None
         rest = operands[1:]
         if isinstance(v, _Gate):
-            return _Gate(op(v.array, *rest), _Value(op(v.settled.array, *rest)), v.positive)
+            settled = v.settled._replace(array=op(v.settled.array, *rest), positive=False)
+            return _Gate(op(v.array, *rest), settled, v.positive)
         still = [
             jnp.zeros_like(c) if jnp.issubdtype(jnp.result_type(c), jnp.floating) else c
             for c in rest
@@ -181,22 +204,22 @@ class Walk:
 
     def several(self, op: Op, operands, held):
         """Sums of branches, gated values, and all that hands relevance on by its own gradient."""
-        settled = [self.settle(v) if is_held(v) else v for v in operands]
-        positive = all(v.positive if is_held(v) else _not_negative(v) for v in settled)
-        if op.name in ("add", "sub", "add_any") and len(held) == 2:
-            return self.branches(op, settled[0].array, settled[1].array, positive)
         if op.name == "mul" and len(held) == 2:
             at = [isinstance(v, _Gate) for v in operands]
             if not any(at):  # a product of two activations
                 return None
             gate = operands[1 if at[1] else 0]
-            signal = settled[0 if at[1] else 1]
+            signal = self.settle(operands[0 if at[1] else 1])
             gated = op(signal.array, jax.lax.stop_gradient(gate.array))
             return _Value(gated, signal.positive and gate.positive)
+        settled = [self.settle(v) if is_held(v) else v for v in operands]
+        positive = all(v.positive if is_held(v) else _not_negative(v) for v in settled)
+        if op.name in ("add", "sub", "add_any") and len(held) == 2:
+            return self.branches(op, settled[0].array, settled[1].array, positive)
         if op.name not in _HOMOGENEOUS:
             return None
         positive = op.name == "abs" or (positive and op.name != "neg")
-        return _values(self.plain(op, operands), positive)
+        return _held(self.plain(op, operands), partial(_Value, positive=positive))
 
     def branches(self, op: Op, a, b, positive):
         """A sum of two branches, in proportion to them or to their positive parts."""
@@ -211,7 +234,9 @@ class Walk:
         if isinstance(v, _Pixels):
             return _Value((wide(v.array) * v.gate).astype(v.array.dtype))
         if isinstance(v, _Gate):
-            return v.settled
+            return self.settle(v.settled)
+        if isinstance(v, _Refused):
+            raise _NoRuleError(v.why)
         if isinstance(v, Pending):
             layer = linear(v, self.settings)
             parts = self.settings.composite(layer)(layer)
@@ -231,11 +256,14 @@ class Walk:
         return all(sum(n > 1 for n in jnp.shape(getattr(v, "array", v))) <= 1 for v in operands)
 
 
-def _values(out, positive: bool):
+def _held(out, hold):
     """Hold what an operation gave: one array, or a list of them."""
-    if isinstance(out, list | tuple):
-        return [_Value(v, positive) for v in out]
-    return _Value(out, positive)
+    return [hold(v) for v in out] if isinstance(out, list | tuple) else hold(out)
+
+
+def _bare(v):
+    """The array whose gradient does not matter."""
+    return jax.lax.stop_gradient(v.array) if is_held(v) else v
 
 
 def _not_negative(c) -> bool:
