@@ -2,7 +2,9 @@
 
     python benchmarks/convolve.py
 
-The convolutions are those of SqueezeNet and MobileNetV2 at 224 x 224 pixels, 16 images.
+The convolutions are those of SqueezeNet and MobileNetV2 at 224 x 224 pixels, 16 images. Blocks of
+MobileNetV2 are compared too, whose gradient is where a sum of slices has to have its own transpose:
+`slices` is the same sum, transposed by JAX.
 """
 
 import argparse
@@ -11,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from measure import alternate, report, summary
 
+from jaxfmi.models.depthwise import depthwise_conv, sum_of_slices
 from jaxfmi.models.layers import convolve
 
 POINTWISE = ((55, 96, 16), (55, 16, 64), (27, 256, 32), (13, 512, 1000), (7, 320, 1280))
 DEPTHWISE = ((112, 32, 1), (112, 96, 2), (56, 144, 1), (28, 192, 1), (14, 576, 1), (7, 960, 1))
+BLOCKS = ((112, 16, 96, 24, 2), (56, 24, 144, 24, 1), (56, 24, 144, 32, 2), (28, 32, 192, 64, 2))
 LAYOUT = {
     "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
     "lhs_dilation": (1, 1),
@@ -43,6 +47,52 @@ def cases():
         yield name, (16, side, side, channels), (3, 3, 1, channels), stride
 
 
+def block(
+    depthwise, gradient: bool, side: int, inputs: int, hidden: int, outputs: int, stride: int
+):
+    """A compiled run of an inverted residual without arguments: 1×1, depthwise 3×3, 1×1."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (16, side, side, inputs))
+    widen = jax.random.normal(keys[1], (inputs, hidden))
+    kernel = jax.random.normal(keys[2], (3, 3, 1, hidden))
+    project = jax.random.normal(keys[3], (hidden, outputs))
+
+    def apply(x, widen, kernel, project):
+        y = depthwise(jax.nn.relu6(x @ widen), kernel, (stride, stride), ((1, 1), (1, 1)))
+        return jax.nn.relu6(y) @ project
+
+    program = jax.jit(jax.grad(lambda *a: apply(*a).sum()) if gradient else apply)
+    return lambda: program(x, widen, kernel, project)
+
+
+def xla(x, kernel, strides, padding):
+    """XLA's depthwise convolution."""
+    layout = LAYOUT | {"feature_group_count": x.shape[-1]}
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **layout)
+
+
+def slices(x, kernel, strides, padding):
+    """A sum of slices that JAX transposes."""
+    return sum_of_slices(x, kernel, strides=strides, padding=padding)
+
+
+def blocks(runs: int) -> list[dict]:
+    """Rows of MobileNetV2's blocks, forward and with the gradient to their input."""
+    rows, contestants = [], {"XLA": xla, "slices": slices, "convolve": depthwise_conv}
+    for side, *widths, stride in BLOCKS:
+        for what, gradient in (("forward", False), ("and gradient", True)):
+            programs = {
+                n: block(f, gradient, side, *widths, stride) for n, f in contestants.items()
+            }
+            times = summary(alternate(programs, runs), against="convolve")
+            rows.append(
+                {"block": "→".join(map(str, widths)), "side": side, "stride": stride, "what": what}
+                | {f"{n} s": times[n]["seconds"] for n in contestants}
+                | {f"{n} ratio": times[n]["ratio"] for n in ("XLA", "slices")}
+            )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
@@ -63,6 +113,7 @@ def main() -> None:
                 | {"ratio": times["XLA"]["ratio"]}
             )
     report("convolve", rows, runs=runs)
+    report("convolve_blocks", blocks(runs), runs=runs)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def depthwise_conv(
     return _depthwise.bind(x, kernel, strides=strides, padding=padding)
 
 
-def _slices(x: jax.Array, kernel: jax.Array, *, strides: Pair, padding) -> jax.Array:
+def sum_of_slices(x: jax.Array, kernel: jax.Array, *, strides: Pair, padding) -> jax.Array:
     """The sum of shifted slices of `x`, each times its entry of the kernel."""
     height, width = kernel.shape[:2]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -84,12 +84,12 @@ def _into_x(cotangent: jax.Array, x, kernel: jax.Array, *, strides: Pair, paddin
 
 
 def _into_kernel(cotangent: jax.Array, x: jax.Array, kernel, **layout):
-    (out,) = jax.linear_transpose(lambda k: _slices(x, k, **layout), kernel.aval)(cotangent)
+    (out,) = jax.linear_transpose(lambda k: sum_of_slices(x, k, **layout), kernel.aval)(cotangent)
     return out
 
 
 def _shape(x, kernel, **layout):
-    out = jax.eval_shape(partial(_slices, **layout), x, kernel)
+    out = jax.eval_shape(partial(sum_of_slices, **layout), x, kernel)
     return ShapedArray(out.shape, out.dtype)
 
 
@@ -97,14 +97,14 @@ def _batch(operands: Sequence[jax.Array], axes: Sequence[int | None], **layout):
     """More images are just more images; a kernel of each needs a loop over slices."""
     x, kernel = operands
     if axes[0] is None or axes[1] is not None:
-        return jax.vmap(partial(_slices, **layout), axes)(x, kernel), 0
+        return jax.vmap(partial(sum_of_slices, **layout), axes)(x, kernel), 0
     x = jnp.moveaxis(x, axes[0], 0)
     out = _depthwise.bind(x.reshape(-1, *x.shape[2:]), kernel, **layout)
     return out.reshape(*x.shape[:2], *out.shape[1:]), 0
 
 
-_depthwise.def_impl(_slices)
+_depthwise.def_impl(sum_of_slices)
 _depthwise.def_abstract_eval(_shape)
 ad.defbilinear(_depthwise, _into_x, _into_kernel)
 batching.primitive_batchers[_depthwise] = _batch
-mlir.register_lowering(_depthwise, mlir.lower_fun(_slices, multiple_results=False))
+mlir.register_lowering(_depthwise, mlir.lower_fun(sum_of_slices, multiple_results=False))

@@ -66,7 +66,7 @@ def compare(
 ) -> None:
     """Show which places of QUERY and of each PARTNER make them similar.
 
-    The embedding is the average of the network's features, those that its classifier gets. Maps of
+    The embedding is the average of the last feature map, what `features` gives. Maps of
     the query are called QUERY.query.PARTNER, those of a partner PARTNER.partner, .png and .npy.
     """
     with one_line():
