@@ -1,4 +1,4 @@
-"""What `convolve` saves against XLA's convolutions: pointwise and depthwise ones.
+"""What `convolve` saves against XLA's convolutions: pointwise, depthwise and unpadded ones.
 
     python benchmarks/convolve.py
 
@@ -17,6 +17,7 @@ from jaxfmi.models.depthwise import depthwise_conv, sum_of_slices
 from jaxfmi.models.layers import convolve
 
 POINTWISE = ((55, 96, 16), (55, 16, 64), (27, 256, 32), (13, 512, 1000), (7, 320, 1280))
+UNPADDED = ((224, 7, 3, 96, 2), (227, 7, 3, 96, 2), (224, 3, 3, 64, 2), (56, 3, 64, 64, 1))
 DEPTHWISE = ((112, 32, 1), (112, 96, 2), (56, 144, 1), (28, 192, 1), (14, 576, 1), (7, 960, 1))
 BLOCKS = ((112, 16, 96, 24, 2), (56, 24, 144, 24, 1), (56, 24, 144, 32, 2), (28, 32, 192, 64, 2))
 LAYOUT = {
@@ -27,24 +28,28 @@ LAYOUT = {
 }
 
 
-def contestant(conv, gradient: bool, x: jax.Array, kernel: jax.Array, stride: int):
+def contestant(conv, gradient: bool, x: jax.Array, kernel: jax.Array, stride: int, padding: str):
     """A compiled run of `conv`, or of the gradient of its squares, without arguments."""
     layout = LAYOUT | {"feature_group_count": x.shape[-1] // kernel.shape[2]}
 
     def apply(x, kernel):
-        return conv(x, kernel, (stride, stride), "SAME", **layout)
+        return conv(x, kernel, (stride, stride), padding, **layout)
 
     program = jax.jit(jax.grad(lambda *a: jnp.sum(apply(*a) ** 2)) if gradient else apply)
     return lambda: program(x, kernel)
 
 
 def cases():
-    """The name, the input's shape, the kernel's shape and the stride of each convolution."""
+    """The name, the input's shape, the kernel's shape, stride and padding of each convolution."""
     for side, inputs, outputs in POINTWISE:
-        yield f"1×1 to {outputs}", (16, side, side, inputs), (1, 1, inputs, outputs), 1
+        yield f"1×1 to {outputs}", (16, side, side, inputs), (1, 1, inputs, outputs), 1, "SAME"
     for side, channels, stride in DEPTHWISE:
         name = f"3×3 depthwise, stride {stride}"
-        yield name, (16, side, side, channels), (3, 3, 1, channels), stride
+        yield name, (16, side, side, channels), (3, 3, 1, channels), stride, "SAME"
+    for side, window, inputs, outputs, stride in UNPADDED:
+        name = f"{window}×{window} unpadded, stride {stride}"
+        kernel = (window, window, inputs, outputs)
+        yield name, (16, side, side, inputs), kernel, stride, "VALID"
 
 
 def block(
@@ -98,12 +103,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     rows = []
-    for name, shape, window, stride in cases():
+    for name, shape, window, *how in cases():
         x = jax.random.normal(jax.random.key(0), shape)
         kernel = jax.random.normal(jax.random.key(1), window)
         for what, gradient in (("forward", False), ("and gradient", True)):
             both = {"XLA": jax.lax.conv_general_dilated, "convolve": convolve}
-            programs = {n: contestant(f, gradient, x, kernel, stride) for n, f in both.items()}
+            programs = {n: contestant(f, gradient, x, kernel, *how) for n, f in both.items()}
             times = summary(alternate(programs, runs), against="convolve")
             seconds = {f"{n} s": times[n]["seconds"] for n in both}
             given = "×".join(map(str, shape[1:]))

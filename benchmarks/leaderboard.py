@@ -2,25 +2,28 @@
 
     python benchmarks/leaderboard.py                     # computes what is missing, writes all
     python benchmarks/leaderboard.py --again grad_cam    # after a change of a method
-    python benchmarks/leaderboard.py --whole --out DIR   # slow methods on all pictures: for a GPU
+    python benchmarks/leaderboard.py --whole             # slow methods on all pictures: for a GPU
 
 Whoever adds a method runs the first line and commits what changed: rows that are there stay as they
-are. Needs the folder ``shared`` beside the checkout. Several processes can share the work, each
-with ``--methods`` and an ``--out`` of its own; ``--join`` brings their rows together.
+are, also those that ``--whole`` has added. Needs the folder ``shared`` beside the checkout. Several
+processes can share the work, each with ``--methods`` and an ``--out`` of its own; ``--join`` brings
+their rows together.
 """
 
 import argparse
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxfmi.command import datasets, networks, tables
-from jaxfmi.command.evaluation import ALL, EXPLAINERS, plan_evaluation
+from jaxfmi.command.evaluation import ALL, EXPLAINERS, Evaluation, plan_evaluation
 from jaxfmi.command.execute import resume, run
-from jaxfmi.command.leaderboard import LEGEND, Standing, write
+from jaxfmi.command.leaderboard import LEGEND, write
 from jaxfmi.command.terminal import FAILED, bar, complain
 
 HERE = Path(__file__).parent
@@ -29,10 +32,13 @@ OUT = HERE / "leaderboard"
 PER_CLASS = 40  # pictures of CIFAR
 # As many steps at a time as there are: in a loop XLA's convolutions on a CPU cost four times more.
 FEWER = ("integrated_gradients.steps=8", "smooth_grad.samples=8", "smooth_grad.chunk=8")
-# What costs a network's evaluation per feature map is for fewer pictures, or for CIFAR-10 only.
+# What runs the network many times per map is for fewer pictures, or for CIFAR-10 only.
 MASKED = ("sise", "ada_sise", "score_cam", "rise", "ss_cam", "is_cam")
 MASKS = ("rise.samples=1000", "extremal_perturbation.iterations=100")
-SELDOM = ("sise=8", "ada_sise=8", "score_cam=16", "rise=16", "extremal_perturbation=80")
+SELDOM = (
+    *("sise=16", "ada_sise=16", "score_cam=32", "rise=32", "extremal_perturbation=80"),
+    *("integrated_gradients=4", "smooth_grad=4"),
+)
 WITHOUT = ("ss_cam", "is_cam")
 NO_MAP = ("lfi_cam",)  # these networks make no map of their own
 WINDOWS = ("occlusion.window=75", "occlusion.stride=38", "occlusion.chunk=4")
@@ -53,11 +59,11 @@ a method is added, with
     {" ".join(COMMAND)}
 
 Deletion and insertion have {STEPS} steps, and are for one picture in {EVERY} only (CIFAR-10: in
-{EVERY_CIFAR}). Methods that run the network for every feature map explain fewer pictures too, or
-are left to CIFAR-10, but for Ada-SISE on MobileNetV2, which an H100 computed; extremal perturbation
-has few iterations. Boxes are rounded outward to whole pixels. Integrated gradients and SmoothGrad
-have fewer steps and samples than by default, and occlusion larger windows (CIFAR-10: smaller): each
-network's page says which.
+{EVERY_CIFAR}). Methods that run the network many times for a map explain fewer pictures too, or
+are left to CIFAR-10; extremal perturbation has few iterations. More rows are added with `--whole`:
+an H100 computed all of Ada-SISE's on MobileNetV2 and more of extremal perturbation's. Boxes are
+rounded outward to whole pixels. Integrated gradients and SmoothGrad have fewer steps and samples
+than by default, and occlusion larger windows (CIFAR-10: smaller): each network's page says which.
 
 {LEGEND}"""
 
@@ -86,7 +92,6 @@ CASES = {
         ("num_classes=1001", "norm=false", "padding=SAME"),
         "tensorflow",
         (*FEWER, *MASKS, *WINDOWS),
-        ("sise=8", "score_cam=16", "rise=16", "extremal_perturbation=8"),
     ),
     "cifar_resnet56": Case(
         "cifar10_resnet56",
@@ -97,7 +102,7 @@ CASES = {
             *("occlusion.window=8", "occlusion.stride=4"),
             *("extremal_perturbation.step=2", "extremal_perturbation.sigma=5.0"),
         ),
-        method_every=("rise=8", "ss_cam=8", "is_cam=8", "extremal_perturbation=20"),
+        method_every=("rise=8", "ss_cam=10", "is_cam=8", "extremal_perturbation=20"),
         without=(),
         costly_every=EVERY_CIFAR,
         batch_size=20,
@@ -120,8 +125,9 @@ def balanced(listed):
     return [listed[order[i]] for i in np.sort(np.concatenate(first))]
 
 
-def evaluate(name: str, case: Case, args) -> tuple[Standing, list[str]]:
-    """Bring one network's folder up to date; also gives the pictures that can't be read."""
+def planned(name: str, args) -> Evaluation:
+    """What is computed for one network; its folder is made ready for it."""
+    case = CASES[name]
     weights = DATA / "weights" / f"{case.weights}.npz"
     network = networks.open_network(name, str(weights), case.model_options, case.preprocess)
     without = (*case.without, *NO_MAP)
@@ -146,9 +152,7 @@ def evaluate(name: str, case: Case, args) -> tuple[Standing, list[str]]:
     resume(plan, out, [method for method in args.again if method not in plan.left_out])
     for folder in args.join:
         tables.bring(out, folder / name)
-    with bar(len(plan.data.samples) * len(plan.job.steps), sys.stderr.isatty()) as done:
-        table, failures = run(plan, out, command=COMMAND, done=done, warn=complain)
-    return write(out, table, plan.left_out, as_html=False), failures
+    return plan
 
 
 def about(words, methods: set[str]) -> list[str]:
@@ -182,11 +186,17 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help="of the curves, to try it")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
+    plans = {name: planned(name, args) for name in args.networks}
+    total = sum(len(plan.data.samples) * len(plan.job.steps) for plan in plans.values())
     unreadable = []
-    for name in args.networks:
-        standing, failures = evaluate(name, CASES[name], args)
-        unreadable += failures
-        print(f"{name}: {len(standing.table.rows)} rows", flush=True)
+    # All at a time: what one compiles, which takes a single core, others have the rest for.
+    with bar(total, sys.stderr.isatty()) as done, ThreadPoolExecutor(len(plans)) as pool:
+        compute = partial(run, command=COMMAND, done=done, warn=complain)
+        results = pool.map(lambda name: compute(plans[name], args.out / name), plans)
+        for (name, plan), (table, failures) in zip(plans.items(), results, strict=True):
+            write(args.out / name, table, plan.left_out, as_html=False)
+            unreadable += failures
+            print(f"{name}: {len(table.rows)} rows", flush=True)
     there = [name for name in CASES if (args.out / name / tables.TABLE).is_file()]
     text = "\n\n".join([HEAD, *(chapter(args.out, name) for name in there)])
     (args.out / "README.md").write_text(text + "\n", encoding="utf-8")

@@ -20,16 +20,13 @@ from jax.interpreters import ad, batching, mlir
 
 Pair = tuple[int, int]
 
-_depthwise = Primitive("depthwise")
+_depthwise = Primitive("depthwise_conv")
 
 
-@partial(jax.jit, static_argnums=(2, 3))
 def depthwise_conv(
     x: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair]
 ) -> jax.Array:
-    """Convolve every channel with its own kernel.
-
-    Being compiled by itself it stays one operation in a traced network, for `jaxfmi.rewrite`.
+    """Convolve every channel with its own kernel: one operation, `depthwise_conv`, when traced.
 
     Args:
       x: `[N, H, W, C]`.
@@ -104,7 +101,7 @@ def _batch(operands: Sequence[jax.Array], axes: Sequence[int | None], **layout):
     return out.reshape(*x.shape[:2], *out.shape[1:]), 0
 
 
-_depthwise.def_impl(sum_of_slices)
+_depthwise.def_impl(jax.jit(sum_of_slices, static_argnames=("strides", "padding")))
 _depthwise.def_abstract_eval(_shape)
 ad.defbilinear(_depthwise, _into_x, _into_kernel)
 batching.primitive_batchers[_depthwise] = _batch

@@ -249,9 +249,12 @@ def test_costly_methods_explain_some_images(whole, network, folder, tmp_path):
     table, _ = run(other, tmp_path)
     found = dict(table.rows.group_by("method").agg(pl.col("index").sort()).iter_rows())
     assert found == {"cam": [0, 2, 4], "grad_cam": [0, 1, 2, 4, 5]}
-    assert table.settings["methods"]["cam"]["every"] == 2
     again, _ = run(other, tmp_path)
     equal(again, table)
+    more, _ = run(plan(network, folder, ("cam",)), tmp_path)  # those that are missing are added
+    assert more.rows.filter(pl.col("method") == "cam")["index"].to_list() == [0, 1, 2, 4, 5]
+    kept, _ = run(other, tmp_path)
+    equal(kept, more)
     with pytest.raises(ValueError, match="no chosen method 'sise'"):
         plan(network, folder, ("cam",), method_every=["sise=2"])
     for wrong in ("cam=0", "cam=x", "cam"):

@@ -1,6 +1,6 @@
 """The networks: sizes, tags, shapes and pools, against published figures and plain arithmetic."""
 
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import jax
@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxfmi.models import MODELS, ResNet, cifar_resnet20, mobilenet_v1, resnet18
-from jaxfmi.models.layers import ConvNorm, adaptive_avg_pool, avg_pool, max_pool
+from jaxfmi.models.layers import ConvNorm, adaptive_avg_pool, avg_pool, convolve, max_pool
 from jaxfmi.taps import tags
 
 PARAMETERS = {
@@ -146,6 +146,25 @@ def test_same_padding_differs_at_stride_2_only(stride, equal):
     )
     assert symmetric(x).shape == same(x).shape
     assert np.allclose(symmetric(x), same(x), atol=1e-6) == equal
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [7, 8, 9])
+@pytest.mark.parametrize("window", [3, 4])
+def test_an_unpadded_convolution_is_xlas(size, window, stride):
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 1}
+    layout |= {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "precision": "highest"}
+
+    def program(conv, x, kernel):
+        return conv(x, kernel, (stride, stride), "VALID", **layout)
+
+    x = jax.random.normal(jax.random.key(0), (2, size, size, 3))
+    kernel = jax.random.normal(jax.random.key(1), (window, window, 3, 5))
+    given, back = jax.vjp(partial(program, convolve), x, kernel)
+    expected, back_of_xla = jax.vjp(partial(program, jax.lax.conv_general_dilated), x, kernel)
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+    for one, other in zip(back(expected), back_of_xla(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-3)
 
 
 def test_bfloat16_computes_in_it_and_keeps_parameters():

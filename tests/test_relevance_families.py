@@ -10,6 +10,7 @@ from family_layers import filled, layers_of
 from flax import nnx
 from reference_layers import BatchNorm, Conv, forward
 
+import jaxfmi
 from jaxfmi import models, rules
 from jaxfmi.heatmap import divide
 from jaxfmi.models import densenet, mobilenet, resnet, squeezenet, vgg
@@ -94,6 +95,22 @@ def test_a_family_is_its_twin(name):
         expected = twin.relevance(folded, x, start, rule, bn="rule", add=add)
         largest = np.abs(expected).max()
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-8 * largest)
+
+
+@pytest.mark.parametrize("name", ["vgg", "mobilenet 2"])
+def test_fg_cam_is_the_transport_of_its_features(name):
+    """They are cut out of the network first, and their operations must still be known."""
+    build, side = FAMILIES[name]
+    model, x = filled(build), jnp.asarray(RNG.standard_normal((side, side, 3)))
+
+    def features(x):
+        return model.features(x[None])[0]
+
+    y, pull = transport(features, x, ["input"], fg_cam_of(x)[0])
+    cam = y * jax.nn.one_hot([[2]], y.shape[-1]) / y[..., 0].size
+    (got,) = jaxfmi.fg_cam(lambda x: features(x).mean((0, 1))[2], at=["input"], size=None)(x)
+    expected = pull(divide(cam, y))["input"].sum(-1)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
 def test_all_families_are_here():

@@ -42,11 +42,9 @@ class Evaluation:
 
     @property
     def settings(self) -> tables.Settings:
-        """All that the numbers depend on, as JSON has it; chunks are how, not what."""
+        """All that a row depends on, as JSON has it; chunks are how, not what."""
         card = self.job.network.card
         methods = {s.method: {"layer": s.layer} | _lasting(s.options) for s in self.job.steps}
-        for name, turn in self.method_every.items():
-            methods[name]["every"] = turn
         found = {
             "network": card | {"weights": card["weights"]["sha256"]},
             "data": self.data.card | {"label_offset": self.offset},
