@@ -165,4 +165,4 @@ def test_some_are_a_shuffled_part(config, monkeypatch):
 def test_command_line_says_the_whole_config():
     config = contrastive.Config("d", "o", "v", epochs=3, projection=(32, 16))
     words = command(config, contrastive.MODULE).split()
-    assert parse(contrastive.Config, contrastive.MODULE, "", words[3:]) == config
+    assert parse(contrastive.Config, contrastive.MODULE, words=words[3:]) == config

@@ -169,4 +169,4 @@ def test_command_line_says_the_whole_config():
     config = few_shot.Config("d", "two words", held_out=(1, 3), rotations=True, mean=(0.5, 0.2))
     words = shlex.split(command(config, few_shot.MODULE))
     assert words[:3] == ["python", "-m", "jaxfmi.train.few_shot"]
-    assert parse(few_shot.Config, few_shot.MODULE, "", words[3:]) == config
+    assert parse(few_shot.Config, few_shot.MODULE, words=words[3:]) == config

@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 from jaxfmi.cli import app
 from jaxfmi.models import MODELS
 from jaxfmi.models.demo import WEIGHTS
-from jaxfmi.train.card import command
-from jaxfmi.train.config import RECIPES, Config, explanations, parse, read_file
+from jaxfmi.train import contrastive, few_shot
+from jaxfmi.train.classifier import MODULE
+from jaxfmi.train.config import RECIPES, Config, read_file
 from jaxfmi.train.finished import open_run
 from jaxfmi.train.journal import read_log
+from jaxfmi.train.options import command, explanations, parse
 
 TINY = ["--model", "lfi_cam_resnet8", "--model-options", "width=2", "--devices", 1]
 TINY += ["--batch-size", 8, "--learning-rate", 0.02, "--no-progress"]
@@ -148,15 +150,20 @@ def test_configuration_files(tmp_path):
     )
 
 
+def from_words(*words):
+    return parse(Config, MODULE, words=words, read=read_file)
+
+
 def test_recipes_name_networks_that_there_are():
     for file in RECIPES.glob("*.toml"):
         values = tomllib.loads(file.read_text())
         assert values["model"] in {*MODELS, "demo"}
-        parse(["--config", file.stem, "--data", "d", "--out", "o"])
+        from_words("--config", file.stem, "--data", "d", "--out", "o")
 
 
-def test_every_option_is_explained():
-    for name, text in explanations().items():
+@pytest.mark.parametrize("kind", [Config, contrastive.Config, few_shot.Config])
+def test_every_option_is_explained(kind):
+    for name, text in explanations(kind).items():
         assert len(text) > 10, name
 
 
@@ -176,14 +183,14 @@ def test_words_say_the_whole_config():
         value = chosen.get(field.name, changes[field.type])
         values[field.name] = not field.default if field.type is bool else value
     config = Config(**values)
-    assert parse(shlex.split(command(config))[3:]) == config
+    assert from_words(*shlex.split(command(config, MODULE))[3:]) == config
     assert all(f.default is MISSING or values[f.name] != f.default for f in fields(Config))
 
 
 def test_the_card_of_the_embedded_network_has_the_command_that_made_it():
     card = json.loads((WEIGHTS / "demo.json").read_text())
     for made in (card, card.get("first", card)):
-        config = parse(shlex.split(made["command"])[3:])
+        config = from_words(*shlex.split(made["command"])[3:])
         there = json.loads(json.dumps(asdict(config)))
         assert {k: there[k] for k in made["config"]} == made["config"]
 

@@ -1,7 +1,6 @@
 """What travels with trained weights: class names, preprocessing, figures, the command."""
 
-import shlex
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -12,19 +11,20 @@ from jaxfmi.cam import grad_cam
 from jaxfmi.models.preprocess import Preprocess
 from jaxfmi.train.augment import normalise
 from jaxfmi.train.data import Records, Split, sweep
+from jaxfmi.train.options import command
 
-__all__ = ["card", "command", "cover", "inside", "pointing"]
+__all__ = ["card", "cover", "inside", "pointing"]
 
 COVER = 0.7
 
 
 def card(
-    model: Any, val: Split | Records, config: Any, figures: dict[str, float]
+    model: Any, val: Split | Records, config: Any, figures: dict[str, float], module: str
 ) -> dict[str, Any]:
     """Collect, ready for JSON, all that a user of the weights needs to know.
 
-    `config` is the dataclass of a training script. Where the split has boxes and `config.layer` is
-    not "", what `pointing` measures joins the figures.
+    `config` is the dataclass of the training script `module`. Where the split has boxes and
+    `config.layer` is not "", what `pointing` measures joins the figures.
     """
     height, width = next(sweep(val, config, 1)).images.shape[1:3]
     if isinstance(val, Split) and val.boxes is not None and config.layer:
@@ -36,25 +36,9 @@ def card(
         "wnids": val.wnids,
         "preprocess": asdict(Preprocess((height, width), config.mean, config.std)),
         "figures": figures,
-        "command": command(config),
+        "command": command(config, module),
         "config": asdict(config),
     }
-
-
-def command(config: Any) -> str:
-    """The command line that asks for `config`: the options that differ from their defaults."""
-    words = ["python", "-m", "jaxfmi.train.classifier"]
-    for field in fields(config):
-        value = getattr(config, field.name)
-        option = field.name.replace("_", "-")
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            words += [f"--{option}" if value else f"--no-{option}"]
-        else:
-            values = value if isinstance(value, tuple) else [value]
-            words += [f"--{option}", *map(str, values)]
-    return shlex.join(words)
 
 
 def pointing(model: Any, images, labels, boxes, layer: str = "auto") -> dict[str, float]:

@@ -27,14 +27,16 @@ from jaxfmi.train import checkpoint, loop, networks
 from jaxfmi.train.attention import health
 from jaxfmi.train.augment import augment, normalise
 from jaxfmi.train.card import card
-from jaxfmi.train.config import Config, parse
+from jaxfmi.train.config import Config, read_file
 from jaxfmi.train.data import Data, Records, Split, load_data, steps_in_epoch, sweep
 from jaxfmi.train.journal import journal
 from jaxfmi.train.loop import Run, State, spread
+from jaxfmi.train.options import parse
 from jaxfmi.train.schedule import optimizer as make_optimizer
 
 __all__ = ["Config", "eval_step", "evaluate", "load_data", "loss_fn", "main", "train_step"]
 
+MODULE = "jaxfmi.train.classifier"
 WEIGHTS = (nnx.Param, nnx.BatchStat)
 HEADS = {"logits": "accuracy", "aux_logits": "aux_accuracy"}  #: outputs with a loss, and its figure
 AUGMENTATIONS = ("pad", "flip", "min_scale", "stretch", "jitter", "grey", "cast", "erase")
@@ -245,7 +247,7 @@ def _finish(run: Run, model: nnx.Module, state: State) -> nnx.Module:
         found |= {f"{name}_{key}": value for key, value in figures.items()}
     save(model, run.out / "model.safetensors", half=c.half)
     reported = held["test"] if "test" in held else held["val"]
-    about = card(model, reported, c, found) | {"selected": selected}
+    about = card(model, reported, c, found, MODULE) | {"selected": selected}
     (run.out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
     return model
 
@@ -264,6 +266,6 @@ def _cross_entropy(logits, labels):
 
 if __name__ == "__main__":
     try:
-        main(parse(doc=__doc__))
+        main(parse(Config, MODULE, __doc__, read=read_file))
     except (OSError, ValueError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

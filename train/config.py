@@ -1,18 +1,12 @@
-"""What a run is made of: options with their defaults, read from a file and from words."""
+"""What the training of a classifier is made of: options with their defaults, and recipes."""
 
-import argparse
-import inspect
 import json
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from jaxfmi.taps import suggestion
-
-__all__ = ["Config", "explanations", "from_text", "make", "parse", "read_file"]
+__all__ = ["Config", "read_file"]
 
 CHOICES = {
     "schedule": ("steps", "cosine"),
@@ -140,22 +134,6 @@ class Config:
                 raise ValueError(f"{name} is at least 1, got {given}")
 
 
-def make(values: Mapping[str, Any]) -> Config:
-    """Build a Config from values as JSON or TOML has them.
-
-    Raises:
-      ValueError: a name is no option, a value has another type, or `data` or `out` is missing.
-    """
-    known = {field.name: field for field in fields(Config)}
-    for name in values:
-        if name not in known:
-            raise ValueError(f"no option {name!r}{suggestion(name, known)}; there are {[*known]}")
-    for name, field in known.items():
-        if field.default is MISSING and not values.get(name):
-            raise ValueError(f"{name} is missing: give --{name}")
-    return Config(**{name: _fit(name, known[name].type, value) for name, value in values.items()})
-
-
 def read_file(path: str | Path) -> dict[str, Any]:
     """Read options from a TOML or JSON file, or from the recipe of that name.
 
@@ -178,66 +156,3 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"'{path}' holds no table of options")
     return values["config"] if isinstance(values.get("config"), dict) else values
-
-
-def parse(words: Sequence[str] | None = None, doc: str | None = None) -> Config:
-    """Read a Config from the words of a command: one option for each field, and `--config`."""
-    parser = argparse.ArgumentParser("python -m jaxfmi.train.classifier", description=doc)
-    parser.add_argument("--config", help="TOML or JSON file with options; words overrule it.")
-    texts = explanations()
-    for field in fields(Config):
-        option: dict[str, Any] = {"default": argparse.SUPPRESS}
-        option["help"] = texts[field.name].replace("%", "%%")
-        if field.type is bool:
-            option["action"] = argparse.BooleanOptionalAction
-        elif get_origin(field.type) is tuple:
-            option["nargs"] = "*"
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **option)
-    given = vars(parser.parse_args(words))
-    values = read_file(path) if (path := given.pop("config")) else {}
-    return make(values | {name: from_text(name, value) for name, value in given.items()})
-
-
-def from_text(name: str, value: Any) -> Any:
-    """What the words of a command mean for an option: lists have spaces or commas between.
-
-    Raises:
-      ValueError: a word is no number where one is needed.
-    """
-    kind = next(field.type for field in fields(Config) if field.name == name)
-    try:
-        if get_origin(kind) is not tuple:
-            return value if kind is bool else _number(kind, value)
-        item = get_args(kind)[0]
-        words = [value] if isinstance(value, str) else value
-        if item is not str:
-            words = [part for word in words for part in word.split(",") if part]
-        return tuple(_number(item, word) for word in words)
-    except ValueError as error:
-        raise ValueError(f"{name} can't be {value!r}: {error}") from error
-
-
-def explanations() -> dict[str, str]:
-    """What each field is, from the docstring of Config."""
-    text = (inspect.getdoc(Config) or "").partition("Attributes:\n")[2]
-    found = re.findall(r"^  (\w+): (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)
-    there = {name: " ".join(words.split()) for name, words in found}
-    return {field.name: there.get(field.name, "") for field in fields(Config)}
-
-
-def _number(kind: Any, text: Any) -> Any:
-    return text if isinstance(text, kind) else kind(text)
-
-
-def _fit(name: str, kind: Any, value: Any) -> Any:
-    """A value of the field's type: lists become tuples, whole numbers floats where need be."""
-    if name == "model_options" and isinstance(value, Mapping):
-        return tuple(f"{key}={item}" for key, item in value.items())
-    if get_origin(kind) is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_fit(name, get_args(kind)[0], item) for item in items)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ValueError(f"{name} is of type {kind.__name__}, got {value!r}")
-    return value

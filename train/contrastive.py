@@ -279,6 +279,6 @@ def _some(pictures: Pictures, count: int, rng: np.random.Generator) -> Pictures:
 
 if __name__ == "__main__":
     try:
-        main(parse(Config, MODULE, __doc__ or ""))
+        main(parse(Config, MODULE, __doc__))
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -54,7 +54,7 @@ class Config:
       way: classes of an episode.
       shot: support pictures of each class.
       query: pictures of each class to be recognised.
-      episodes: how many.
+      episodes: how many to train with.
       learning_rate: Adam's; it falls to 0 along a cosine.
       scale: what squared distances are multiplied by. Means over positions are close together.
       test_way: classes of an episode of the test.
@@ -259,6 +259,6 @@ def _check(pictures: Pictures, way: int, each: int, purpose: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(parse(Config, MODULE, __doc__ or ""))
+        main(parse(Config, MODULE, __doc__))
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -8,7 +8,8 @@ from flax import nnx
 
 from jaxfmi.models.pretrained import load
 from jaxfmi.train import checkpoint, networks
-from jaxfmi.train.config import Config, make, read_file
+from jaxfmi.train.config import Config, read_file
+from jaxfmi.train.options import make
 
 __all__ = ["open_run"]
 
@@ -32,7 +33,7 @@ def open_run(run: str | Path, weights: str = "") -> tuple[Config, nnx.Module]:
         raise FileNotFoundError(f"no run in '{run}': it has no config.json")
     if weights not in CHOICES:
         raise ValueError(f"weights are last or best, got {weights!r}")
-    config, folder = make(read_file(run / "config.json")), run / "checkpoint"
+    config, folder = make(Config, read_file(run / "config.json")), run / "checkpoint"
     if not weights:
         if not (run / "model.json").is_file():
             raise FileNotFoundError(

@@ -10,7 +10,8 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from jaxfmi.command.terminal import FAILED, INTERRUPTED, MISUSED, complain, one_line
-from jaxfmi.train.config import Config, explanations, from_text, make, read_file
+from jaxfmi.train.config import Config, read_file
+from jaxfmi.train.options import explanations, from_text, make
 
 Progress = Annotated[
     bool | None, typer.Option("--progress/--no-progress", help="Else on a terminal only.")
@@ -33,7 +34,7 @@ def _shown(default: Any) -> str:
 
 def options_of_a_run(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each field of a run's ``Config``, instead of ``**given``."""
-    texts, parameters = explanations(), []
+    texts, parameters = explanations(Config), []
     for field in fields(Config):
         about = texts[field.name]
         if field.default is not MISSING:
@@ -68,7 +69,7 @@ def train(
     with one_line():
         values = read_file(config) if config else {}
         words = {k: v for k, v in given.items() if v is not None and v != []}
-        run = make(values | {k: from_text(k, v) for k, v in words.items()})
+        run = make(Config, values | {k: from_text(Config, k, v) for k, v in words.items()})
         main = _classifier().main
     try:
         main(run, shown=progress)
