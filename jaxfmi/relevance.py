@@ -25,7 +25,7 @@ from jaxfmi.pending import Settings
 from jaxfmi.walk import MARK, Walk, is_held
 
 INPUT = "input"  #: as a place: the pixels
-NEVER = -1  # the count of layers that is never met
+NEVER = -1  # a count that is never met
 
 
 def transport(
@@ -59,15 +59,15 @@ def transport(
     shapes = jax.eval_shape(taps.capture(marked, *names), x)[1]
     ones = {name: wide(jnp.ones(s.shape, s.dtype)) for name, s in shapes.items()}
 
-    def run(gates, products=None):
-        walk = Walk(gates, settings, until, products)
+    def run(gates, needed=None):
+        walk = Walk(gates, settings, until, needed)
         out = taps.rewrite(marked, walk)(x)
         return (walk.reached if until else jax.tree.map(walk.array, out, is_leaf=is_held)), walk
 
     counted = {}
     jax.eval_shape(lambda gates: counted.update(n=run(gates)[1].met), ones)
-    products = counted["n"] if until is None else NEVER  # a tag is no score: nothing is behind it
-    out, pull = jax.vjp(lambda gates: run(gates, products)[0], ones)
+    needed = counted["n"] if until is None else NEVER  # a tag is no score: nothing is behind it
+    out, pull = jax.vjp(lambda gates: run(gates, needed)[0], ones)
 
     def back(cotangent):
         found = pull(cotangent)[0]

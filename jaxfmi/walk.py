@@ -79,9 +79,9 @@ def is_held(v) -> bool:
 class Walk:
     """The rule for ``rewrite``: answers for every operation that depends on a gate."""
 
-    def __init__(self, gates, settings: Settings, until: str | None, products: int | None):
+    def __init__(self, gates, settings: Settings, until: str | None, needed: int | None):
         self.gates, self.settings, self.until = gates, settings, until
-        self.products = products  # how many layers there are, None while they are counted
+        self.needed = needed  # layers and operations on maps that there are; None while counting
         self.met, self.reached = 0, None
 
     def __call__(self, op: Op, *operands):
@@ -90,7 +90,7 @@ class Walk:
             return op(*map(_bare, operands)) if any(map(is_held, operands)) else NotImplemented
         if op.tag:
             return self.at_tag(op.tag, operands[0])
-        self.met += op.name in PRODUCTS and any(op.dynamic)
+        self.met += any(op.dynamic) and (op.name in PRODUCTS or not self.is_vector(operands))
         if not any(map(is_held, operands)):
             return NotImplemented
         try:
@@ -125,12 +125,12 @@ class Walk:
             return op(*map(_bare, operands))
         if (out := absorbed(op, operands, held[0])) is not None:
             return out
-        if self.met == self.products and self.is_vector(operands):
-            return _held(self.plain(op, operands), _Value)  # behind all layers: the start
+        if self.met == self.needed and self.is_vector(operands):
+            return _held(self.plain(op, operands), _Value)  # behind all of them: the start
         for way in (self.through_constant, self.layout, self.activation, self.several):
             if (out := way(op, operands, held)) is not None:
                 return out
-        if self.products is None and self.is_vector(operands):
+        if self.needed is None and self.is_vector(operands):
             return _held(self.plain(op, operands), _Value)
         raise _NoRuleError(
             f"relevance has no rule for {op.name!r} of {len(held)} activations, at {op.where}; "

@@ -57,6 +57,25 @@ def test_whatever_passes_relevance_on_conserves_it(name):
     close(total, y.sum(), 1e-5 if name == "a cast" else 1e-9)
 
 
+def test_a_gate_behind_the_last_layer_is_a_gate():
+    """Squeeze and excitation before a mere mean: its dense layer is the last one, not the score."""
+    squeeze = RNG.standard_normal((4, 4))
+
+    def f(x):
+        y = jax.nn.relu(conv(x, W))
+        return (y * jax.nn.sigmoid(y.mean((0, 1)) @ squeeze)[None, None]).mean()
+
+    def at_that_gate(x):
+        y = jax.nn.relu(conv(x, W))
+        gate = jax.nn.sigmoid(jax.nn.relu(conv(jnp.asarray(X), W)).mean((0, 1)) @ squeeze)
+        return (y * gate[None, None]).mean()
+
+    got, expected = (
+        relevance(g, X, rules.epsilon_plus(), g(jnp.asarray(X))) for g in (f, at_that_gate)
+    )
+    close(got["input"], expected["input"])
+
+
 @jax.custom_vjp
 def strange(x):
     return x

@@ -60,7 +60,7 @@ class Config:
       test_way: classes of an episode of the test.
       test_shot: its support pictures.
       test_query: its pictures to be recognised.
-      test_episodes: how many.
+      test_episodes: how many to test with, at each checkpoint.
       every: episodes between two checkpoints and tests.
       widths: of the network's blocks.
       pools: blocks that end in a max pool.
