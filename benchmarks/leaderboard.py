@@ -38,6 +38,7 @@ MASKS = ("rise.samples=1000", "extremal_perturbation.iterations=100")
 SELDOM = (
     *("sise=16", "ada_sise=16", "score_cam=32", "rise=32", "extremal_perturbation=80"),
     *("integrated_gradients=4", "smooth_grad=4"),
+    *("occlusion=2", "fd_cam=2", "clrp=2", "sglrp=2"),
 )
 WITHOUT = ("ss_cam", "is_cam")
 NO_MAP = ("lfi_cam",)  # these networks make no map of their own

@@ -61,6 +61,10 @@ class Evaluation:
         """Those of some samples that a method explains."""
         return [i for i in among if i % self.method_every.get(method, 1) == 0]
 
+    def at_most(self, method: str, size: int) -> int:
+        """How many of so many samples in a row a method explains at the most."""
+        return -(-size // self.method_every.get(method, 1))
+
     def settings_of(self, method: str) -> tables.Settings:
         """The settings with a single method."""
         found = self.settings

@@ -96,7 +96,8 @@ def run(
         batch = load(sorted(set().union(*todo.values())))
         for step, explain in zip(evaluation.job.steps, explainers, strict=True):
             if batch and (part := batches.select(batch, todo[step.method])):
-                columns, fractions = measure(part, explain(part.inputs, part.targets, part.places))
+                heatmaps = explain(part.inputs, part.targets, part.places)
+                columns, fractions = measure(step.method, part, heatmaps)
                 rows = batches.rows(part, step.method).with_columns(**columns)
                 settings = evaluation.settings_of(step.method)
                 tables.add(out, Table(rows, settings, fractions, made=made))
@@ -118,35 +119,36 @@ def _programs(evaluation: Evaluation, fail: Callable[[str, str], None]):
         of_predicted=evaluation.target == "predicted",
         fail=fail,
     )
-    turns = [evaluation.method_every.get(step.method, 1) for step in job.steps]
     explainers = [
-        jobs.explainer(job, step, -(-size // turn))
-        for step, turn in zip(job.steps, turns, strict=True)
+        jobs.explainer(job, step, evaluation.at_most(step.method, size)) for step in job.steps
     ]
     return load, explainers, _measure(evaluation, size)
 
 
-def _measure(evaluation: Evaluation, size: int) -> Callable[[Batch, np.ndarray], Measured]:
-    """``(batch, heatmaps [n, H, W]) -> columns, fractions``: one program for all methods.
+def _measure(evaluation: Evaluation, size: int) -> Callable[[str, Batch, np.ndarray], Measured]:
+    """``(method, batch, heatmaps [n, H, W]) -> columns, fractions``: few programs for all methods.
 
-    Or two, if the costly metrics are for some of the samples only.
+    Those of the costly metrics, which are for some of the samples only, have smaller batches; so
+    have those of methods that explain few.
     """
     every, groups = evaluation.costly_every, {}
     for name, options in evaluation.metrics.items():
         turn = every if METRICS[name].costly else 1
         groups.setdefault(turn, {})[name] = options
-    programs = {
-        turn: _suite(evaluation, chosen, -(-size // turn)) for turn, chosen in groups.items()
-    }
 
-    def measure(batch, heatmaps):
+    @functools.cache
+    def program(turn, most):
+        return _suite(evaluation, groups[turn], most)
+
+    def measure(method, batch, heatmaps):
         columns, fractions = {}, {}
-        for turn, program in programs.items():
+        for turn, group in groups.items():
             at = np.flatnonzero(batch.places % turn == 0)
-            found = dict.fromkeys(groups[turn])
+            found = dict.fromkeys(group)
             if at.size:
+                most = min(-(-size // turn), evaluation.at_most(method, size))
                 given = (batch.inputs, batch.targets, heatmaps, batch.regions, batch.places)
-                found = program(*(a[at] for a in given))
+                found = program(turn, most)(*(a[at] for a in given))
             for name, value in found.items():
                 columns |= batches.columns(name, value, at, len(heatmaps))
                 if isinstance(value, Curve) and (known := np.isfinite(value.auc)).any():
