@@ -11,13 +11,16 @@ their rows together.
 """
 
 import argparse
+import os
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from queue import Empty, Queue
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxfmi.command import datasets, networks, tables
@@ -46,6 +49,7 @@ WINDOWS = ("occlusion.window=75", "occlusion.stride=38", "occlusion.chunk=4")
 CURVES = ("deletion.steps", "insertion.steps")
 STEPS = 8  # of the curves
 EVERY, EVERY_CIFAR = 8, 2  # curves are for one picture in so many
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # fresh pages are a tenth of the time of XLA's programs
 COMMAND = ["python", "benchmarks/leaderboard.py"]
 
 
@@ -127,7 +131,7 @@ def balanced(listed):
 
 
 def planned(name: str, args) -> Evaluation:
-    """What is computed for one network; its folder is made ready for it."""
+    """What is computed for one network."""
     case = CASES[name]
     weights = DATA / "weights" / f"{case.weights}.npz"
     network = networks.open_network(name, str(weights), case.model_options, case.preprocess)
@@ -135,7 +139,7 @@ def planned(name: str, args) -> Evaluation:
     chosen = set(args.methods or (name for name in EXPLAINERS if name not in without))
     chunks = [f"{method}.chunk={args.chunk}" for method in MASKED if args.chunk]
     seldom = () if args.whole else case.method_every
-    plan = plan_evaluation(
+    return plan_evaluation(
         network,
         samples(case, args.limit),
         args.methods or [ALL],
@@ -145,6 +149,10 @@ def planned(name: str, args) -> Evaluation:
         without=without,
         batch_size=case.batch_size,
     )
+
+
+def prepare(name: str, plan: Evaluation, args) -> None:
+    """Make a network's folder ready: begin anew, take methods out, take over rows."""
     for method, why in plan.left_out.items():
         print(f"{name}: left out: {method}: {why}", flush=True)
     out = args.out / name
@@ -153,7 +161,40 @@ def planned(name: str, args) -> Evaluation:
     resume(plan, out, [method for method in args.again if method not in plan.left_out])
     for folder in args.join:
         tables.bring(out, folder / name)
-    return plan
+
+
+def compute(name: str, args, counts: Queue) -> tuple[tables.Table, list[str]]:
+    """All of one network, in a process of its own; counts maps as they are done."""
+    plan = planned(name, args)
+    return run(plan, args.out / name, command=COMMAND, done=counts.put, warn=complain)
+
+
+def compute_all(plans: dict[str, Evaluation], args) -> dict[str, tuple[tables.Table, list[str]]]:
+    """All networks, on a CPU side by side: what one compiles leaves a core for the others.
+
+    In processes: threads that run programs of XLA on a CPU can block each other for ever.
+    """
+    total = sum(len(plan.data.samples) * len(plan.job.steps) for plan in plans.values())
+    with bar(total, sys.stderr.isatty()) as done:
+        if jax.default_backend() != "cpu":
+            how = {"command": COMMAND, "done": done, "warn": complain}
+            return {name: run(plan, args.out / name, **how) for name, plan in plans.items()}
+        os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
+        return side_by_side(list(plans), args, done)
+
+
+def side_by_side(names: list[str], args, done) -> dict[str, tuple[tables.Table, list[str]]]:
+    """A process for each network."""
+    spawn = get_context("spawn")
+    with spawn.Manager() as manager, ProcessPoolExecutor(len(names), spawn) as pool:
+        counts = manager.Queue()
+        runs = {name: pool.submit(compute, name, args, counts) for name in names}
+        while not all(run.done() for run in runs.values()):
+            try:
+                done(counts.get(timeout=1))
+            except Empty:
+                continue
+        return {name: run.result() for name, run in runs.items()}
 
 
 def about(words, methods: set[str]) -> list[str]:
@@ -188,16 +229,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     plans = {name: planned(name, args) for name in args.networks}
-    total = sum(len(plan.data.samples) * len(plan.job.steps) for plan in plans.values())
+    for name, plan in plans.items():
+        prepare(name, plan, args)
     unreadable = []
-    # All at a time: what one compiles, which takes a single core, others have the rest for.
-    with bar(total, sys.stderr.isatty()) as done, ThreadPoolExecutor(len(plans)) as pool:
-        compute = partial(run, command=COMMAND, done=done, warn=complain)
-        results = pool.map(lambda name: compute(plans[name], args.out / name), plans)
-        for (name, plan), (table, failures) in zip(plans.items(), results, strict=True):
-            write(args.out / name, table, plan.left_out, as_html=False)
-            unreadable += failures
-            print(f"{name}: {len(table.rows)} rows", flush=True)
+    for name, (table, failures) in compute_all(plans, args).items():
+        write(args.out / name, table, plans[name].left_out, as_html=False)
+        unreadable += failures
+        print(f"{name}: {len(table.rows)} rows", flush=True)
     there = [name for name in CASES if (args.out / name / tables.TABLE).is_file()]
     text = "\n\n".join([HEAD, *(chapter(args.out, name) for name in there)])
     (args.out / "README.md").write_text(text + "\n", encoding="utf-8")
