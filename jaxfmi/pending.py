@@ -34,6 +34,7 @@ class Linear(NamedTuple):
     gate: jax.Array | None  #: the gate on x, if x is the network's input
     signed: bool  #: whether x may be negative
     dense: bool  #: whether it acts on a single vector, not at every position
+    outputs: int | None  #: the kernel's axis of outputs, if a kernel of fewer fits as well
 
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """What the layer makes of other data, or with another kernel, before any bias."""
@@ -60,6 +61,7 @@ class Pending(NamedTuple):
     product: Callable[[jax.Array, jax.Array], jax.Array]
     axes: tuple[tuple[int, int], ...]  # of the output that are the kernel's alone, and the kernel's
     dense: bool
+    outputs: int | None
     x: jax.Array
     w: jax.Array
     gate: jax.Array | None
@@ -77,7 +79,10 @@ def begin(op: Op, at: int, x, w, gate, signed: bool) -> Pending:
     y = product(jax.lax.stop_gradient(x), w)
     zero = jnp.zeros((1,) * y.ndim, y.dtype)
     dense = op.name == "dot_general" and math.prod(_free(op, at, x.shape)) == 1
-    known = (product, _outputs(op, at, x, w, y), dense, x, w, gate, signed)
+    axes = _outputs(op, at, x, w, y)
+    grouped = op.name == "depthwise_conv" or op.params.get("feature_group_count", 1) > 1
+    outputs = axes[0][1] if len(axes) == 1 and not grouped else None
+    known = (product, axes, dense, outputs, x, w, gate, signed)
     return Pending(*known, zero + 1, zero, zero, y, y)
 
 
@@ -90,7 +95,7 @@ def linear(v: Pending, settings: Settings) -> Linear:
     elif settings.norm == "gradient":
         carried = array * v.scale
     b = b if settings.bias else jnp.zeros_like(b)
-    return Linear(v.product, v.x, w, b, output, carried, v.gate, v.signed, v.dense)
+    return Linear(v.product, v.x, w, b, output, carried, v.gate, v.signed, v.dense, v.outputs)
 
 
 def absorbed(op: Op, operands, at: int) -> Pending | None:
@@ -150,7 +155,12 @@ def _reshaped(op: Op, v: Pending) -> Pending | None:
     small = {name: fit(getattr(v, name)) for name in ("scale", "shift", "own")}
     product = v.product
     return v._replace(
-        product=lambda x, w: op(product(x, w)), axes=axes, output=output, array=array, **small
+        product=lambda x, w: op(product(x, w)),
+        axes=axes,
+        outputs=None,
+        output=output,
+        array=array,
+        **small,
     )
 
 

@@ -118,9 +118,11 @@ def flat(eps: Stabiliser = EPS) -> Rule:
     """Flat: to all inputs alike, whatever they and the kernel are."""
 
     def rule(l):
-        # The barrier hides from XLA's CPU that the kernel is constant: what it makes of such a
-        # kernel's gradient under jit is wrong (jax 0.10.2, 64 outputs, 64 pixels).
-        p = l(_gate(l), jax.lax.optimization_barrier(jnp.ones_like(l.w)))
+        # All outputs are equal: one is enough. The barrier hides from XLA's CPU that the kernel is
+        # constant: what it makes of such a kernel's gradient under jit is wrong (jax 0.10.2, 64
+        # outputs, 64 pixels).
+        w = l.w if l.outputs is None else jax.lax.slice_in_dim(l.w, 0, 1, axis=l.outputs)
+        p = l(_gate(l), jax.lax.optimization_barrier(jnp.ones_like(w)))
         return [(_share(l.carried, p, eps), p)]
 
     return rule
