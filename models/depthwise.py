@@ -24,7 +24,7 @@ _depthwise = Primitive("depthwise_conv")
 
 
 def depthwise_conv(
-    x: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair]
+    x: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[tuple[int, ...], ...]
 ) -> jax.Array:
     """Convolve every channel with its own kernel: one operation, `depthwise_conv`, when traced.
 
