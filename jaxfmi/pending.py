@@ -5,8 +5,10 @@ pending layer takes them together, whatever their order, until something else to
 then says what a rule needs to know of it.
 """
 
+import functools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -34,11 +36,18 @@ class Linear(NamedTuple):
     gate: jax.Array | None  #: the gate on x, if x is the network's input
     signed: bool  #: whether x may be negative
     dense: bool  #: whether it acts on a single vector, not at every position
+    inputs: tuple[int, int] | None  #: the data's and the kernel's axis that products add up over
     outputs: int | None  #: the kernel's axis of outputs, if a kernel of fewer fits as well
 
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """What the layer makes of other data, or with another kernel, before any bias."""
         return self.product(x, w)
+
+    def sum(self, pairs: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
+        """What it makes of several data, each with a kernel of its own, in all: one product."""
+        if self.inputs is None:
+            return functools.reduce(operator.add, (self(x, w) for x, w in pairs))
+        return self(*map(jnp.concatenate, zip(*pairs, strict=True), self.inputs))
 
     @property
     def first(self) -> bool:
@@ -61,6 +70,7 @@ class Pending(NamedTuple):
     product: Callable[[jax.Array, jax.Array], jax.Array]
     axes: tuple[tuple[int, int], ...]  # of the output that are the kernel's alone, and the kernel's
     dense: bool
+    inputs: tuple[int, int] | None
     outputs: int | None
     x: jax.Array
     w: jax.Array
@@ -79,10 +89,9 @@ def begin(op: Op, at: int, x, w, gate, signed: bool) -> Pending:
     y = product(jax.lax.stop_gradient(x), w)
     zero = jnp.zeros((1,) * y.ndim, y.dtype)
     dense = op.name == "dot_general" and math.prod(_free(op, at, x.shape)) == 1
-    axes = _outputs(op, at, x, w, y)
-    grouped = op.name == "depthwise_conv" or op.params.get("feature_group_count", 1) > 1
-    outputs = axes[0][1] if len(axes) == 1 and not grouped else None
-    known = (product, axes, dense, outputs, x, w, gate, signed)
+    axes, inputs = _outputs(op, at, x, w, y), _inputs(op, at)
+    outputs = axes[0][1] if len(axes) == 1 and inputs else None
+    known = (product, axes, dense, inputs, outputs, x, w, gate, signed)
     return Pending(*known, zero + 1, zero, zero, y, y)
 
 
@@ -95,7 +104,8 @@ def linear(v: Pending, settings: Settings) -> Linear:
     elif settings.norm == "gradient":
         carried = array * v.scale
     b = b if settings.bias else jnp.zeros_like(b)
-    return Linear(v.product, v.x, w, b, output, carried, v.gate, v.signed, v.dense, v.outputs)
+    known = (v.gate, v.signed, v.dense, v.inputs, v.outputs)
+    return Linear(v.product, v.x, w, b, output, carried, *known)
 
 
 def absorbed(op: Op, operands, at: int) -> Pending | None:
@@ -189,6 +199,18 @@ def _outputs(op: Op, at: int, x, w, y) -> tuple[tuple[int, int], ...]:
     free = [i for i in range(w.ndim) if i not in (*contracted, *batch)]
     start = len(batch) + (len(_free(op, 0, x.shape)) if at == 0 else 0)
     return tuple((start + i, axis) for i, axis in enumerate(free))
+
+
+def _inputs(op: Op, at: int) -> tuple[int, int] | None:
+    """The axis of the data, and of the kernel, that are summed over, if any number may be there."""
+    if op.name == "conv_general_dilated":
+        numbers = op.params["dimension_numbers"]
+        alone = op.params["feature_group_count"] == 1
+        return (numbers.lhs_spec[1], numbers.rhs_spec[1]) if alone else None
+    if op.name == "depthwise_conv":
+        return None
+    of_data, of_kernel = (op.params["dimension_numbers"][0][i] for i in (at, 1 - at))
+    return (of_data[0], of_kernel[0]) if len(of_data) == 1 else None
 
 
 def _free(op: Op, at: int, shape) -> list[int]:

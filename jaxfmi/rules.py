@@ -98,7 +98,7 @@ def z_box(low: Bound = None, high: Bound = None, eps: Stabiliser = EPS) -> Rule:
 
     def rule(l):
         l_, h_ = (_bound(l, b, f) for b, f in ((low, jnp.min), (high, jnp.max)))
-        p = l(l.x, l.w) - l(l_, jax.nn.relu(l.w)) + l(h_, jax.nn.relu(-l.w))
+        p = l.sum([(l.x, l.w), (l_, -jax.nn.relu(l.w)), (h_, jax.nn.relu(-l.w))])
         return [(_share(l.carried, p, eps), p)]
 
     return rule
