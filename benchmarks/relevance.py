@@ -135,4 +135,5 @@ if __name__ == "__main__":
         report(options.name or "relevance_compile", compiling(options), **more)
     else:
         rows = [row for name in options.networks for row in speed(name, options)]
-        report(options.name or "relevance", rows, **more)
+        name = "relevance_peers" if options.peers else "relevance"
+        report(options.name or name, rows, **more)
