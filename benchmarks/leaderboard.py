@@ -107,7 +107,7 @@ CASES = {
             *("occlusion.window=8", "occlusion.stride=4"),
             *("extremal_perturbation.step=2", "extremal_perturbation.sigma=5.0"),
         ),
-        method_every=("rise=8", "ss_cam=10", "is_cam=8", "extremal_perturbation=20"),
+        method_every=("rise=8", "ss_cam=16", "is_cam=8", "extremal_perturbation=20"),
         without=(),
         costly_every=EVERY_CIFAR,
         batch_size=20,

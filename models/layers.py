@@ -80,7 +80,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **layout) -> jax
     """XLA's `conv_general_dilated` in the form that is fastest, above all on a CPU.
 
     A kernel of one pixel is a matrix product, one per channel a sum of shifted slices, and what is
-    not padded gets a row that no window reaches: XLA's own convolutions take a CPU up to 4, 26 and
+    not padded gets a row that no window reaches: XLA's own convolutions take a CPU up to 5, 47 and
     3 times as long (benchmarks/convolve.py).
 
     Args:
