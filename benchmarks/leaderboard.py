@@ -176,7 +176,7 @@ def compute_all(plans: dict[str, Evaluation], args) -> dict[str, tuple[tables.Ta
     """
     total = sum(len(plan.data.samples) * len(plan.job.steps) for plan in plans.values())
     with bar(total, sys.stderr.isatty()) as done:
-        if jax.default_backend() != "cpu":
+        if len(plans) == 1 or jax.default_backend() != "cpu":
             how = {"command": COMMAND, "done": done, "warn": complain}
             return {name: run(plan, args.out / name, **how) for name, plan in plans.items()}
         os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
