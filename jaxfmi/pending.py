@@ -119,6 +119,8 @@ def absorbed(op: Op, operands, at: int) -> Pending | None:
         return v._replace(array=array, output=array if fresh else op(v.output))
     if op.name in ("broadcast_in_dim", "expand_dims", "reshape", "squeeze"):
         return _reshaped(op, v)
+    if op.name == "slice":
+        return _sliced(op, v)
     if op.name == "neg":
         return v._replace(array=op(v.array), scale=-v.scale, shift=-v.shift)
     if op.name not in ("add", "sub", "mul", "div") or (op.name == "div" and at == 1):
@@ -171,6 +173,17 @@ def _reshaped(op: Op, v: Pending) -> Pending | None:
         output=output,
         array=array,
         **small,
+    )
+
+
+def _sliced(op: Op, v: Pending) -> Pending | None:
+    """A pending layer at some of its positions, before anything else is done to it."""
+    array, product = op(v.array), v.product
+    whole = all(array.shape[out] == v.array.shape[out] for out, _ in v.axes)
+    if v.array is not v.output or v.own.size > 1 or not whole:
+        return None
+    return v._replace(
+        product=lambda x, w: op(product(x, w)), outputs=None, output=array, array=array
     )
 
 

@@ -106,7 +106,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **layout) -> jax
     if strides[0] > 1 and (x.shape[1] - kernel.shape[0]) % strides[0] == strides[0] - 1:
         x = x[:, :-1]  # no window reaches that row either
     y = general(x, kernel, padding=((0, 1), (0, 0)))
-    return y if strides[0] > 1 else y[:, :-1]
+    return y if strides[0] > 1 else jax.lax.slice_in_dim(y, 0, -1, axis=1)
 
 
 def batch_norm(features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.BatchNorm:

@@ -8,6 +8,7 @@ from flax import nnx
 from test_relevance import W, X, close, conv, relevance, settings
 
 from jaxfmi import models, rules
+from jaxfmi.models import layers
 from jaxfmi.modules import functional
 from jaxfmi.pending import Settings
 from jaxfmi.relevance import transport
@@ -74,6 +75,27 @@ def test_a_gate_behind_the_last_layer_is_a_gate():
         relevance(g, X, rules.epsilon_plus(), g(jnp.asarray(X))) for g in (f, at_that_gate)
     )
     close(got["input"], expected["input"])
+
+
+@pytest.mark.parametrize("composite", ["epsilon_plus_flat", "deep_taylor", "epsilon_gamma_box"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_unpadded_layer_is_one_with_its_normalisation(stride, composite):
+    """Although `convolve` takes a row of its output away."""
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 1}
+    layout |= {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "precision": None}
+    second = RNG.standard_normal((3, 3, 4, 4))
+
+    def net(convolution, x):
+        for kernel in (W, second):
+            y = convolution(x[None], kernel, (stride, stride), ((0, 0), (0, 0)), **layout)[0]
+            x = jax.nn.relu(y * jnp.array([[[0.5, -1.0, 2.0, 1.5]]]) + 0.3)
+        return x.mean((0, 1)) @ jnp.ones(4)
+
+    got, expected = (
+        relevance(lambda x, f=f: net(f, x), X, rules.NAMED[composite], 1.0)["input"]
+        for f in (layers.convolve, jax.lax.conv_general_dilated)
+    )
+    close(got, expected)
 
 
 @jax.custom_vjp
