@@ -64,11 +64,12 @@ a method is added, with
     {" ".join(COMMAND)}
 
 Deletion and insertion have {STEPS} steps, and are for one picture in {EVERY} only (CIFAR-10: in
-{EVERY_CIFAR}). Methods that run the network many times for a map explain fewer pictures too, or
-are left to CIFAR-10; extremal perturbation has few iterations. More rows are added with `--whole`:
-an H100 computed all of Ada-SISE's on MobileNetV2 and more of extremal perturbation's. Boxes are
-rounded outward to whole pixels. Integrated gradients and SmoothGrad have fewer steps and samples
-than by default, and occlusion larger windows (CIFAR-10: smaller): each network's page says which.
+{EVERY_CIFAR}). Methods that run the network many times for a map explain fewer pictures too, or are
+left to CIFAR-10; extremal perturbation has few iterations. More rows are added with `--whole`: an
+H100 computed SISE, Ada-SISE, Score-CAM and RISE on all pictures of SqueezeNet and MobileNetV2, and
+more of extremal perturbation's. Boxes are rounded outward to whole pixels. Integrated gradients and
+SmoothGrad have fewer steps and samples than by default, and occlusion larger windows (CIFAR-10:
+smaller): each network's page says which.
 
 {LEGEND}"""
 

@@ -7,7 +7,8 @@
 Every command goes on from where the last one stopped: runs that are done are not done again, and
 with ``--time-budget`` it leaves when the seconds are over and says what is left. C is for two
 cores, G for a GPU; 1 and 3 are digits on textures (C1, G3) and CIFAR-10 (C3), G2 is CIFAR-10.
-Weights are those of the last epoch: nothing is selected.
+Weights are those of the last epoch: nothing is selected. On a GPU, jax 0.11.2 needs
+``XLA_FLAGS=--xla_gpu_enable_triton_gemm=false``: else XLA stops in ``triton_tiling_propagation``.
 """
 
 import argparse
@@ -22,13 +23,14 @@ import jax
 import numpy as np
 from attention_measures import curves, kinds_of_pairs, look, merge, no_net, placed, steadiness
 from attention_page import OWN, write_page
-from attention_runs import EXPERIMENTS, Run, Trainer, inputs, listed, train
+from attention_runs import ARMS, EXPERIMENTS, Run, Trainer, inputs, listed, train
 from measure import RESULTS, environment
 
 from jaxfmi.command import networks
 from jaxfmi.report import panel
 
 HERE = Path(__file__).parent
+jax.config.update("jax_default_matmul_precision", "default")  # trained as a device trains fastest
 DATA = [HERE.parents[1] / "shared" / "data", HERE.parent / "shared" / "data"]
 
 
@@ -78,7 +80,8 @@ def perform(name: str, data, folder: Path, options) -> list[Run]:
     runs = listed(experiment, settings, options.seeds or experiment.seeds)
     x, left = inputs(data), []
     trainer = cache(lambda arm, s: Trainer(experiment, data, arm, experiment.settings[s]))
-    for run in (r for r in runs if not (folder / f"{r.name}.json").exists()):
+    chosen = [run for run in runs if run.arm in options.arms]
+    for run in (r for r in chosen if not (folder / f"{r.name}.json").exists()):
         try:
             if time.monotonic() > deadline:
                 raise TimeoutError
@@ -167,6 +170,7 @@ def main() -> None:
     parser.add_argument("--time-budget", type=float, default=1e9, help="seconds for each")
     parser.add_argument("--settings", nargs="+", help="a, b, c; else all")
     parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--epochs", type=int, default=0, help="instead of the recipe's")
     parser.add_argument("--limit", type=int, default=0, help="of training pictures, to try it")
     parser.add_argument("--curves", type=int, default=200, help="pictures of deletion, insertion")

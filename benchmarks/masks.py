@@ -15,6 +15,7 @@ import inspect
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import jax
@@ -197,13 +198,14 @@ def torch_score_cam(twin, x, chunk: int = 16):
     from pytorch_grad_cam import ScoreCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    pixels = torch_pixels(x)
-    explainer = ScoreCAM(twin, [twin.layer4[-1]])
+    pixels, bare, layer = torch_pixels(x), deepcopy(twin), twin.layer4[-1]
+    layer.register_forward_hook(lambda layer, given, out: out.float())  # it knows no bfloat16
+    explainer = ScoreCAM(twin, [layer])
     explainer.batch_size = chunk
 
     def plain():
         with torch.no_grad():
-            return twin(pixels.repeat(chunk, 1, 1, 1)).float().cpu().numpy()
+            return bare(pixels.repeat(chunk, 1, 1, 1)).float().cpu().numpy()
 
     return lambda: explainer(pixels, [ClassifierOutputTarget(3)]), plain
 
