@@ -1,13 +1,14 @@
 """Does FG-CAM hold from layer to layer, and beat relevance propagation at the pixels?
 
     python benchmarks/fg_cam_layers.py               # computes all and writes the page
-    python benchmarks/fg_cam_layers.py --limit 8     # to try it on a CPU
+    python benchmarks/fg_cam_layers.py --every       # every tagged layer: for a GPU
+    python benchmarks/fg_cam_layers.py --limit 8     # to try it
     python benchmarks/fg_cam_layers.py --page        # only writes the page, of the rows there are
 
-Every picture with boxes has a map of FG-CAM at every tagged layer, from the last down to the
-pixels, with and without denoising, and one of each LRP composite. All maps have the input's size,
-all layers come from one pass, and one compiled program measures all maps. Needs the folder
-``shared`` beside the checkout.
+Every picture with boxes has a map of FG-CAM at the last layer of each resolution and at the pixels,
+with and without denoising, and one of each LRP composite. All maps have the input's size, all
+layers come from one pass, and one compiled program measures all maps. A run that was stopped goes
+on where it was. Needs the folder ``shared`` beside the checkout.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from measure import environment
 
 import jaxfmi
 from jaxfmi import class_score, metrics, taps
-from jaxfmi.command import datasets, networks
+from jaxfmi.command import datasets, networks, tables
 from jaxfmi.explainer import layer_names
 from jaxfmi.modules import functional, probability
 
@@ -73,12 +74,13 @@ def read(network, folder: Path, limit: int | None) -> Pictures:
     return Pictures(inputs, np.array([s.label for s in samples], np.int32), regions)
 
 
-def places(network, x) -> list[str]:
-    """The last layer, those before it, and the pixels."""
+def places(network, x, every: bool) -> list[str]:
+    """Layers from the last one on, of each resolution the last or every one, and the pixels."""
     score = class_score(network.model)
     (last,) = layer_names(score, "auto", x, 0)
-    names = list(taps.tags(score, x, 0))
-    return [*reversed(names[: names.index(last) + 1]), PIXELS]
+    tags = list(taps.tags(score, x, 0))
+    names = tags[: tags.index(last) + 1] if every else jaxfmi.sise_layers(score, x, 0)
+    return [*reversed(names), PIXELS]
 
 
 def explainers(at: list[str]) -> dict:
@@ -148,43 +150,60 @@ def compiled(apply, params, pictures: Pictures, at: list[str], size: int, steps:
     return found, found.pop(MEASURE)
 
 
-def evaluate(network, pictures: Pictures, at: list[str], options) -> pl.DataFrame:
-    """One row per picture and method."""
+def evaluate(network, pictures: Pictures, settings: dict, options) -> None:
+    """Add a row per picture and method to the table of a network, unless it has them."""
     apply, params = functional(network.model)
-    n, size = len(pictures.labels), min(options.batch, len(pictures.labels))
-    explain, measure = compiled(apply, params, pictures, at, size, options.steps)
+    out, n = options.out / settings["network"], len(pictures.labels)
+    have = tables.load(out)
+    if have.settings:
+        tables.compare(have.settings, settings, out)
+    todo = sorted(set(range(n)) - {index for _, index in have.done()})
+    if not todo:
+        return
+    size = min(options.batch, n)
+    programs = compiled(apply, params, pictures, settings["places"], size, options.steps)
     print("compiled", flush=True)
+    for start in range(0, len(todo), size):
+        index = np.array(todo[start : start + size])
+        filled = np.resize(index, size)  # the last batch is filled up
+        batch = jax.device_put([a[filled] for a in pictures])
+        found = measured(*programs, params, *batch)
+        tables.add(out, tables.Table(rows(index, found), settings, made=environment()))
+        print(f"{n - len(todo) + start + len(index)} of {n} pictures", flush=True)
+    tables.finish(out, tables.load(out))
+
+
+def measured(explain, measure, params, x, labels, regions) -> dict[str, dict[str, np.ndarray]]:
+    """The metrics of all maps of a batch, by the map's name."""
+    found = {}
+    for names, program in explain.items():
+        for name, maps in zip(names, program(params, x, labels), strict=True):
+            found[name] = measure(params, x, labels, maps, regions)  # nothing is waited for
+    return jax.device_get(found)
+
+
+def rows(index: np.ndarray, found: dict[str, dict[str, np.ndarray]]) -> pl.DataFrame:
+    """One row per picture and method."""
     parts = []
-    for start in range(0, n, size):
-        index = np.minimum(np.arange(start, start + size), n - 1)  # the last batch is filled up
-        x, labels, regions = jax.device_put([a[index] for a in pictures])
-        found = {}
-        for names, program in explain.items():
-            for name, maps in zip(names, program(params, x, labels), strict=True):
-                found[name] = measure(params, x, labels, maps, regions)  # nothing is waited for
-        for name, values in jax.device_get(found).items():
-            columns = {k: v[: n - start].astype(np.float32) for k, v in values.items()}
-            parts.append(pl.DataFrame({"index": index[: n - start], **columns}))
-            parts[-1].insert_column(0, pl.Series("method", [name] * len(parts[-1])))
-        print(f"{min(start + size, n)} of {n} pictures", flush=True)
-    return pl.concat(parts).sort("method", "index")
+    for name, values in found.items():
+        columns = {k: v[: len(index)].astype(np.float32) for k, v in values.items()}
+        parts.append(pl.DataFrame({"method": [name] * len(index), "index": index, **columns}))
+    return pl.concat(parts)
 
 
 def compute(name: str, options) -> None:
-    """Measure one network and keep its rows."""
+    """Measure one network and write the page anew."""
     case = CASES[name]
     weights = options.data / "weights" / f"{case.weights}.npz"
     network = networks.open_network(name, str(weights), case.options, case.preprocess)
     pictures = read(network, options.data / "imagenet_val", options.limit)
-    at = places(network, pictures.inputs[0])
+    at = places(network, pictures.inputs[0], options.every)
     print(f"{name}: {len(pictures.labels)} pictures", flush=True)
-    rows = evaluate(network, pictures, at, options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows.write_parquet(options.out / f"{name}.parquet")
-    setting = {"network": name, "places": at, "composites": list(COMPOSITES)}
-    setting |= {"pictures": len(pictures.labels), "steps": options.steps, "denoise": DENOISE}
-    setting |= {"precision": options.precision, "environment": environment()}
-    write_page(options.out, setting)
+    methods = {method: {} for names in explainers(at) for method in names}
+    settings = {"network": name, "places": at, "pictures": len(pictures.labels)}
+    settings |= {"steps": options.steps, "denoise": DENOISE, "precision": options.precision}
+    evaluate(network, pictures, settings | {"methods": methods}, options)
+    write_page(options.out)
 
 
 if __name__ == "__main__":
@@ -193,7 +212,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--limit", type=int, help="pictures, to try it")
-    parser.add_argument("--steps", type=int, default=10, help="of the curves")
+    parser.add_argument("--every", action="store_true", help="every tagged layer")
+    parser.add_argument("--steps", type=int, default=8, help="of the curves")
     parser.add_argument("--batch", type=int, default=4 if jax.default_backend() == "cpu" else 50)
     parser.add_argument("--precision", default="highest", choices=("highest", "default"))
     parser.add_argument("--page", action="store_true", help="only write the page anew")

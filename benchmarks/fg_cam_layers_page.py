@@ -1,12 +1,12 @@
 """The page of ``fg_cam_layers.py``: tables, tests, a figure, and what they say."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
+from jaxfmi.command import tables
 from jaxfmi.command.statistics import paired, summary
 
 PIXELS = "input"
@@ -24,36 +24,28 @@ HEAD = """# FG-CAM, layer by layer
 
 FG-CAM hands the components of a CAM at the last layer down to finer ones. Its authors say that it
 is as faithful at any resolution, and at the pixels more faithful than layer-wise relevance
-propagation. Here are its maps at every tagged layer and at the pixels, with and without denoising,
-beside LRP's composites, all resized to the input, on the pictures of `../shared/data/imagenet_val`
-that have boxes. Explained is the logit of the annotated class; deletion and insertion see its
-probability. ↑ higher is better, ↓ lower; in brackets 95 % bootstrap intervals of the mean. A
-difference counts where Wilcoxon's signed-rank test on the same pictures, Holm-corrected, has
-p < 0.05. The paper's own figures were not available to us. Everything is made with
+propagation. Here are its maps at the last layer of each resolution and at the pixels, with and
+without denoising, beside LRP's composites, all resized to the input, on the pictures of
+`../shared/data/imagenet_val` that have boxes. Explained is the logit of the annotated class;
+deletion and insertion see its probability. ↑ higher is better, ↓ lower; in brackets 95 % bootstrap
+intervals of the mean. A difference counts where Wilcoxon's signed-rank test on the same pictures,
+Holm-corrected, has p < 0.05. The paper's own figures were not available to us. Everything is made
+with
 
     python benchmarks/fg_cam_layers.py
 """
 
 
-def write_page(out: Path, setting: dict | None = None) -> None:
-    """Write README.md, figures and results.json of the rows in ``out``.
-
-    Args:
-      out: holds ``<network>.parquet``.
-      setting: of the network that was measured last; None if none was.
-    """
-    path = out / "results.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    if setting:
-        found[setting["network"]] = setting
+def write_page(out: Path) -> None:
+    """Write README.md and figures of the tables in ``out/<network>``, and all tests."""
     chapters = [HEAD]
-    for name, known in found.items():
-        rows = pl.read_parquet(out / f"{name}.parquet")
-        means, tests = summary(rows, BETTER), compared(rows, known)
-        known |= {"means": means.to_dicts(), "tests": tests.to_dicts()}
-        figure(means, known).savefig(out / f"{name}.png", dpi=110)
-        chapters.append(chapter(name, means, tests, known))
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    for folder in sorted(path.parent for path in out.glob(f"*/{tables.TABLE}")):
+        table = tables.load(folder)
+        means, tests = summary(table.rows, BETTER), compared(table.rows, table.settings)
+        means.write_csv(folder / "summary.csv")
+        tests.write_csv(folder / "tests.csv")
+        figure(means, table.settings).savefig(folder / "layers.png", dpi=110)
+        chapters.append(chapter(means, tests, table.settings))
     (out / "README.md").write_text("\n".join(chapters), encoding="utf-8")
     print(f"written to {out / 'README.md'}")
 
@@ -74,17 +66,18 @@ def compared(rows: pl.DataFrame, known: dict) -> pl.DataFrame:
 
 def composites(known: dict) -> list[str]:
     """The rows of LRP."""
-    return [f"lrp {name}" for name in known["composites"]]
+    return [name for name in known["methods"] if name.startswith("lrp ")]
 
 
-def chapter(name: str, means: pl.DataFrame, tests: pl.DataFrame, known: dict) -> str:
+def chapter(means: pl.DataFrame, tests: pl.DataFrame, known: dict) -> str:
     """What there is to say about one network."""
     intro = (
         f"{known['pictures']} pictures; curves of {known['steps']} steps; denoising keeps "
         f"{known['denoise']:g} of the rank; matrix precision {known['precision']}."
     )
     said = [*against_composites(means, tests, known), *over_layers(means, tests, known)]
-    figure = f"![Deletion and insertion by layer]({name}.png)"
+    name = known["network"]
+    figure = f"![Deletion and insertion by layer]({name}/layers.png)"
     points = "\n".join(f"* {sentence}" for sentence in said)
     return "\n".join([f"## {name}\n", intro, "", points, "", figure, "", table(means, known), ""])
 

@@ -60,15 +60,13 @@ def speed(name: str, options) -> list[dict]:
     params, compiled = programs(model, LAST[name])
     device = jax.device_put((params, images, labels))
     runs = {key: lambda f=f: f(*device) for key, f in compiled.items()}
-    pairs = peers(twin, images, labels) if options.peers else {}
-    for ours, (theirs, run) in pairs.items():
+    pairs = peers(twin, images, labels) if options.peers else []
+    for ours, theirs, run in pairs:
         difference(f"{name}, {ours} against {theirs}", runs[ours](), run())
         runs[theirs] = run
     seconds = alternate(runs, options.runs)
     found = summary(seconds, "forward")
-    against = {
-        theirs: summary(seconds, ours)[theirs]["ratio"] for ours, (theirs, _) in pairs.items()
-    }
+    against = {theirs: summary(seconds, ours)[theirs]["ratio"] for ours, theirs, _ in pairs}
     return [
         {
             "network": name,
@@ -88,16 +86,19 @@ def difference(what: str, ours, theirs) -> None:
     print(f"{what}: largest difference / largest value {worst.max():.1e}", flush=True)
 
 
-def peers(twin, images, labels) -> dict:
-    """What each of ours is compared with: its name, and a function without arguments."""
-    from relevance_in_torch import fg_cam_program, zennit_program
+def peers(twin, images, labels) -> list[tuple]:
+    """What ours are compared with: our method, the other's name, a function without arguments."""
+    from relevance_in_torch import fg_cam_program, short_fg_cam_program, zennit_program
 
-    found = {"fg_cam to the pixels": ("PyTorch, layer by layer", fg_cam_program)}
+    found = [
+        ("fg_cam to the pixels", "PyTorch, layer by layer", fg_cam_program),
+        ("fg_cam to the pixels", "PyTorch, only for inputs >= 0", short_fg_cam_program),
+    ]
     try:
-        found["lrp, epsilon_plus_flat"] = (f"zennit {version('zennit')}", zennit_program)
+        found += [("lrp, epsilon_plus_flat", f"zennit {version('zennit')}", zennit_program)]
     except PackageNotFoundError as error:
         print(f"not compared: {error}")
-    return {k: (name, make(twin, images, labels)) for k, (name, make) in found.items()}
+    return [(ours, theirs, make(twin, images, labels)) for ours, theirs, make in found]
 
 
 def compiling(options) -> list[dict]:

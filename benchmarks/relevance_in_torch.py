@@ -1,13 +1,13 @@
 """Relevance in PyTorch, for comparison: zennit's composite, and FG-CAM layer by layer.
 
 FG-CAM is written here from its formulas as a PyTorch user would write it for torchvision's VGG and
-ResNet: walk the modules, keep what each was fed with, and hand relevance back through each. Every
-convolution is fed with what no activation made negative, so that z+ is one product and one
-transpose.
+ResNet: walk the modules, keep what each was fed with, and hand relevance back through each. A
+convolution has the rule of the authors' code for any input, two products and two transposes; or
+what is enough behind a ReLU, where no input is negative, and costs half of it.
 """
 
 from copy import deepcopy
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -53,14 +53,19 @@ def zennit_program(twin, images, labels):
 
 def fg_cam_program(twin, images, labels):
     """FG-CAM from the last activation to the pixels, started by Grad-CAM."""
-    return program(fg_cam, twin, images, labels)
+    return program(partial(fg_cam, any_sign), twin, images, labels)
 
 
-def fg_cam(twin, x, labels):
-    """Maps [N, H, W], signed."""
+def short_fg_cam_program(twin, images, labels):
+    """The same, for convolutions behind a ReLU."""
+    return program(partial(fg_cam, z_plus), twin, images, labels)
+
+
+def fg_cam(rule, twin, x, labels):
+    """Maps [N, H, W], signed; ``rule`` is that of convolutions."""
     body, head = parts(twin)
     with torch.no_grad():
-        a, back = walk(body, x, first=True)
+        a, back = walk(body, x, rule, first=True)
     a = a.detach().requires_grad_()
     (g,) = torch.autograd.grad(head(a).gather(1, labels[:, None]).sum(), a)
     with torch.no_grad():
@@ -78,17 +83,17 @@ def parts(twin):
     return nn.Sequential(*stem, *stages), nn.Sequential(twin.avgpool, nn.Flatten(), twin.fc)
 
 
-def walk(module, x, first=False):
+def walk(module, x, rule, first=False):
     """What a module makes of x, and the function from relevance there to relevance at x."""
     if isinstance(module, nn.Sequential):
         backs = []
         for i, child in enumerate(module):
-            x, back = walk(child, x, first and i == 0)
+            x, back = walk(child, x, rule, first and i == 0)
             backs.append(back)
         return x, lambda r: reduce(lambda r, back: back(r), reversed(backs), r)
     if isinstance(module, nn.Conv2d):
-        rule = z_box if first else z_plus
-        return module(x), lambda r: rule(module, x, r)
+        chosen = z_box if first else rule
+        return module(x), lambda r: chosen(module, x, r)
     if isinstance(module, nn.MaxPool2d):
         y, winners = F.max_pool2d(
             x, module.kernel_size, module.stride, module.padding, return_indices=True
@@ -97,14 +102,14 @@ def walk(module, x, first=False):
     if isinstance(module, PASSED):
         y = F.relu(x) if isinstance(module, nn.ReLU) else module(x)  # theirs overwrites x
         return y, lambda r: r
-    return residual(module, x)
+    return residual(module, x, rule)
 
 
-def residual(block, x):
+def residual(block, x, rule):
     """A bottleneck: the sum of its branches is split by their positive parts."""
     layers = [block.conv1, block.bn1, nn.ReLU(), block.conv2, block.bn2, nn.ReLU()]
-    branch, back = walk(nn.Sequential(*layers, block.conv3, block.bn3), x)
-    shortcut, back_short = walk(block.downsample or nn.Sequential(), x)
+    branch, back = walk(nn.Sequential(*layers, block.conv3, block.bn3), x, rule)
+    shortcut, back_short = walk(block.downsample or nn.Sequential(), x, rule)
 
     def back_both(r):
         p, q = F.relu(branch), F.relu(shortcut)
@@ -114,22 +119,31 @@ def residual(block, x):
     return F.relu(branch + shortcut), back_both
 
 
+def any_sign(conv, x, r):
+    """x+ (W+^T s) + x- (W-^T s) with s = r / (W+ x+ + W- x-)."""
+    return split(conv, r, [(F.relu(x), F.relu(conv.weight)), (-F.relu(-x), -F.relu(-conv.weight))])
+
+
 def z_plus(conv, x, r):
-    """x+ times the transpose of W+ of r / (W+ x+)."""
-    x, w = F.relu(x), F.relu(conv.weight)
-    return x * transpose(conv, w, shares(r, product(conv, w, x)), x.shape)
+    """x+ (W+^T s) with s = r / (W+ x+)."""
+    return split(conv, r, [(F.relu(x), F.relu(conv.weight))])
 
 
 def z_box(conv, x, r):
     """Between the least and the greatest value of each image."""
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
-    terms = (
+    terms = [
         (x, conv.weight),
         (-low.expand_as(x), F.relu(conv.weight)),
         (high.expand_as(x), F.relu(-conv.weight)),
-    )
-    s = shares(r, sum(product(conv, w, v) for v, w in terms))
-    return sum(v * transpose(conv, w, s, x.shape) for v, w in terms)
+    ]
+    return split(conv, r, terms)
+
+
+def split(conv, r, terms):
+    """Sum of x (W^T s) with s = r / (sum of W x), over the terms (x, W)."""
+    s = shares(r, sum(product(conv, w, x) for x, w in terms))
+    return sum(x * transpose(conv, w, s, x.shape) for x, w in terms)
 
 
 def to_winners(r, winners, x):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxfmi.bilinear import resize
 from jaxfmi.cam import finish
 from jaxfmi.explainer import (
     HW,
@@ -19,7 +20,7 @@ from jaxfmi.explainer import (
     resolve_size,
     wide,
 )
-from jaxfmi.heatmap import divide, resize, unit
+from jaxfmi.heatmap import divide, unit
 from jaxfmi.perturbation import scores
 
 

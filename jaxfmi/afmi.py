@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfmi import multipliers, reductions, references, taps
+from jaxfmi.bilinear import resize
 from jaxfmi.explainer import (
     HW,
     Explainer,
@@ -35,7 +36,7 @@ from jaxfmi.explainer import (
     one_layer,
     resolve_size,
 )
-from jaxfmi.heatmap import divide, resize
+from jaxfmi.heatmap import divide
 from jaxfmi.multipliers import Multiplied, Multiplier, View, map_drops
 from jaxfmi.reductions import Reduction
 from jaxfmi.references import AtLayer, Random, Reference

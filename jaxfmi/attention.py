@@ -5,8 +5,8 @@ the networks of ``jaxfmi.models``. It knows no class: it is the same for every l
 """
 
 from jaxfmi import taps
+from jaxfmi.bilinear import resize
 from jaxfmi.explainer import Explainer, Score, Size, explainer, resolve_size, spatial
-from jaxfmi.heatmap import resize
 
 
 @explainer

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfmi import taps
+from jaxfmi.bilinear import resize
 from jaxfmi.explainer import (
     HW,
     Explainer,
@@ -36,7 +37,7 @@ from jaxfmi.explainer import (
     per_layer,
     resolve_size,
 )
-from jaxfmi.heatmap import divide, resize
+from jaxfmi.heatmap import divide
 
 Weigh = Callable[[jax.Array, jax.Array], jax.Array]
 """``(a [h, w, K], g [h, w, K]) -> weights [h, w, K] or [1, 1, K]``, g the gradient at a."""

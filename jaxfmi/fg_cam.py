@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfmi import taps
+from jaxfmi.bilinear import resize
 from jaxfmi.cam import WEIGHTS, Weigh
 from jaxfmi.explainer import (
     Explainer,
@@ -25,7 +26,7 @@ from jaxfmi.explainer import (
     resolve_size,
     spatial,
 )
-from jaxfmi.heatmap import divide, resize
+from jaxfmi.heatmap import divide
 from jaxfmi.lrp import check_place
 from jaxfmi.masks import activation_masks
 from jaxfmi.modules import probability

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxfmi.bilinear import resize
 from jaxfmi.explainer import Explainer, Score, Size, explainer, resolve_size, wide
-from jaxfmi.heatmap import resize, unit
+from jaxfmi.heatmap import unit
 from jaxfmi.taps import Op, rewrite
 
 

@@ -10,21 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfmi.bilinear import resize as resize
 from jaxfmi.explainer import check_finite
-
-
-def resize(heatmap: jax.Array, size: tuple[int, ...] | None) -> jax.Array:
-    """Resize bilinearly: half-pixel centres, edges clamped, no antialiasing when it shrinks.
-
-    Equal to OpenCV's and to PyTorch's ``align_corners=False``.
-
-    Args:
-      heatmap: [h, w].
-      size: (H, W); None leaves the map as it is.
-    """
-    if size is None:
-        return heatmap
-    return jax.image.resize(heatmap, size, "bilinear", antialias=False)
 
 
 def unit(heatmap: jax.Array) -> jax.Array:

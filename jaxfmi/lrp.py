@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfmi import taps
+from jaxfmi.bilinear import resize
 from jaxfmi.cam import finish
 from jaxfmi.explainer import (
     HW,
@@ -36,7 +37,7 @@ from jaxfmi.explainer import (
     wide,
 )
 from jaxfmi.gradient import Reduce, channel_sum
-from jaxfmi.heatmap import divide, resize
+from jaxfmi.heatmap import divide
 from jaxfmi.pending import NORMS, SPLITS, Norm, Settings, Split
 from jaxfmi.relevance import INPUT, transport
 from jaxfmi.rules import NAMED, Composite

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfmi.bilinear import between, centres, matrix, resize
 from jaxfmi.chunks import chunk_map
 
 Size = tuple[int, int]
@@ -19,7 +20,7 @@ AT_A_TIME = 8  # maps that are enlarged at once to find their extremes
 
 
 class Masks(NamedTuple):
-    """K masks of an image: ``enlarge(maps[k], size)`` is the mask k, in [0, 1]."""
+    """K masks of an image: ``resize(maps[k], size)`` is the mask k, in [0, 1]."""
 
     maps: jax.Array  #: [K, h, w]
     live: jax.Array  #: [K] bool: False for a constant map, whose mask is 0
@@ -55,20 +56,9 @@ def activation_masks(
     return Masks(jnp.where(live[:, None, None], scaled, 0), live)
 
 
-def enlarge(maps: jax.Array, size: Size, corners: bool = False) -> jax.Array:
-    """Resize maps [..., h, w] to [..., H, W] bilinearly, by two matrix products.
-
-    As ``heatmap.resize``: half-pixel centres, edges clamped, no antialiasing; or with the centres
-    of the corners aligned (PyTorch's ``align_corners=True``).
-    """
-    return _resized(
-        maps, *(matrix(*axis, corners) for axis in zip(maps.shape[-2:], size, strict=True))
-    )
-
-
 def weighted_sum(maps: jax.Array, weights: jax.Array, size: Size) -> jax.Array:
     """sum_k weights[k] mask_k, [H, W], of the masks of ``maps`` [K, h, w]: one enlargement."""
-    return enlarge(jnp.tensordot(weights, maps, 1, precision="highest"), size)
+    return resize(jnp.tensordot(weights, maps, 1, precision="highest"), size)
 
 
 def areas(maps: jax.Array, size: Size) -> jax.Array:
@@ -76,23 +66,6 @@ def areas(maps: jax.Array, size: Size) -> jax.Array:
     rows, columns = (matrix(n, m).sum(0) for n, m in zip(maps.shape[-2:], size, strict=True))
     sums = (jnp.asarray(v, maps.dtype) for v in (rows, columns))
     return jnp.einsum("kij,i,j->k", maps, *sums, precision="highest")
-
-
-def matrix(n: int, size: int, corners: bool = False) -> np.ndarray:
-    """The matrix [size, n] that resizes n values linearly; its rows sum to 1."""
-    at = np.clip(_centres(n, size, corners), 0, n - 1)
-    low = np.minimum(at.astype(int), max(n - 2, 0))
-    rows, out = np.arange(size), np.zeros((size, n))
-    out[rows, low] = 1 - (at - low)
-    out[rows, np.minimum(low + 1, n - 1)] += at - low
-    return out
-
-
-def _centres(n: int, size: int, corners: bool) -> np.ndarray:
-    """Where the pixels of ``size`` lie among n."""
-    if corners:
-        return np.arange(size) * (n - 1) / max(size - 1, 1)
-    return (np.arange(size) + 0.5) * n / size - 0.5
 
 
 def _extremes(maps: jax.Array, size: Size, corners: bool) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +78,7 @@ def _extremes(maps: jax.Array, size: Size, corners: bool) -> tuple[jax.Array, ja
     rows, columns = (matrix(*axis, corners)[_outermost(*axis, corners)] for axis in axes)
 
     def both(one):
-        values = _resized(one, rows, columns)
+        values = between(rows, one, columns)
         return values.min(), values.max()
 
     return chunk_map(both, maps, min(AT_A_TIME, len(maps)))
@@ -113,12 +86,6 @@ def _extremes(maps: jax.Array, size: Size, corners: bool) -> tuple[jax.Array, ja
 
 def _outermost(n: int, size: int, corners: bool) -> np.ndarray:
     """The first and the last of ``size`` pixels between every two of n values."""
-    between = np.floor(_centres(n, size, corners)).astype(int)
+    between = np.floor(centres(n, size, corners)).astype(int)
     change = np.flatnonzero(np.diff(between))
     return np.unique(np.concatenate([[0, size - 1], change, change + 1]))
-
-
-def _resized(maps: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """``rows m columns^T`` for every map m of [..., h, w]."""
-    both = (jnp.asarray(m, maps.dtype) for m in (rows, columns))
-    return jnp.einsum("ij,lk,...jk->...il", *both, maps, precision="highest")

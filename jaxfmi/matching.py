@@ -11,10 +11,11 @@ from jax.core import Tracer
 
 from jaxfmi import similarities
 from jaxfmi.afmi import named
+from jaxfmi.bilinear import resize
 from jaxfmi.chunks import chunk_map
 from jaxfmi.embeddings import Embed, comparer, embedding_of, separating_layer
 from jaxfmi.explainer import Explainer, Size, activation, check_image, head, resolve_size
-from jaxfmi.heatmap import divide, resize, unit
+from jaxfmi.heatmap import divide, unit
 from jaxfmi.occlusion import mean_drop, tiling
 from jaxfmi.similarities import Similarity, cosine, dot
 from jaxfmi.similarity import fam

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfmi.bilinear import matrix
 from jaxfmi.chunks import chunk_mean
 from jaxfmi.explainer import Explainer, Score, asked, explainer, wide
 from jaxfmi.heatmap import divide
-from jaxfmi.masks import matrix
 from jaxfmi.modules import probability
 from jaxfmi.perturbation import scores, under
 from jaxfmi.references import Baseline

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxfmi.bilinear import resize
 from jaxfmi.explainer import (
     Explainer,
     Layers,
@@ -19,8 +20,8 @@ from jaxfmi.explainer import (
     resolve_size,
     wide,
 )
-from jaxfmi.heatmap import divide, resize
-from jaxfmi.masks import Masks, activation_masks, enlarge
+from jaxfmi.heatmap import divide
+from jaxfmi.masks import Masks, activation_masks
 from jaxfmi.modules import logit, probability
 from jaxfmi.perturbation import scores, under
 from jaxfmi.references import Baseline, replacement
@@ -223,7 +224,7 @@ def _varied_cam(vary, variations: int, score, layer, relu, size, chunk) -> Expla
 
         def masked(item):
             small, k, n = item
-            return show(change(enlarge(small, x.shape[:2]), k, n))
+            return show(change(resize(small, x.shape[:2]), k, n))
 
         keep = jnp.repeat(masks.live, variations)
         y = scores(
@@ -240,7 +241,7 @@ def masked_scores(score, maps, keep, how: Convention, baseline, chunk, x, *args)
     show = under(x, baseline)
 
     def masked(small):
-        return show(enlarge(small, x.shape[:2], how.corners))
+        return show(resize(small, x.shape[:2], how.corners))
 
     return scores(lambda image: score(image, *args), [(masked, maps)], keep, chunk=chunk)
 

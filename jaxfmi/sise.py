@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxfmi.bilinear import resize
 from jaxfmi.explainer import (
     HW,
     Explainer,
@@ -40,7 +41,7 @@ from jaxfmi.explainer import (
 )
 from jaxfmi.fusion import GATES, best_split, cascade, fused_layers, otsu, split
 from jaxfmi.heatmap import divide, unit
-from jaxfmi.masks import activation_masks, areas, enlarge, weighted_sum
+from jaxfmi.masks import activation_masks, areas, weighted_sum
 from jaxfmi.modules import OF, log_odds
 from jaxfmi.perturbation import scores, under
 from jaxfmi.references import Baseline
@@ -61,7 +62,7 @@ class SISELayer(NamedTuple):
     least: jax.Array  #: [], what gradients / max(gradients) have to exceed
     selected: jax.Array  #: [K] bool
     weights: jax.Array  #: [K], link(score) under each mask; 0 where that was not computed
-    masks: jax.Array  #: [K, h, w]; ``masks.enlarge`` gives those of the image's size
+    masks: jax.Array  #: [K, h, w]; ``bilinear.resize`` gives those of the image's size
 
 
 class SISE(NamedTuple):
@@ -200,7 +201,7 @@ def sise_terms(
         show = under(x, baseline)
 
         def masked(small):
-            return show(enlarge(small, x.shape[:2]))
+            return show(resize(small, x.shape[:2]))
 
         scored = jnp.concatenate([c & m.live for c, m in zip(chosen, masks, strict=True)])
         y = scores(

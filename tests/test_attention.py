@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import jaxfmi as jf
 from jaxfmi import models
+from jaxfmi.bilinear import resize
 from jaxfmi.cli import app
-from jaxfmi.heatmap import resize
 from jaxfmi.models import save
 
 

@@ -7,7 +7,7 @@ import pytest
 import reference_perturbation as twin
 from reference import resize_bilinear
 
-from jaxfmi import masks
+from jaxfmi import bilinear, masks
 
 A = np.random.default_rng(0).standard_normal((5, 4, 6))
 SIZES = [(15, 11), (10, 8), (5, 4), (3, 3), (64, 7), (1, 1)]
@@ -25,11 +25,11 @@ def in_float64():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("corners", [False, True])
-def test_enlarge(size, corners):
-    resize = twin.resize_corners if corners else resize_bilinear
-    got = masks.enlarge(jnp.asarray(A.transpose(2, 0, 1)), size, corners)
+def test_resize(size, corners):
+    expected = twin.resize_corners if corners else resize_bilinear
+    got = bilinear.resize(jnp.asarray(A.transpose(2, 0, 1)), size, corners)
     for k in range(6):
-        close(got[k], resize(A[..., k], size))
+        close(got[k], expected(A[..., k], size))
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 14])
@@ -37,7 +37,7 @@ def test_enlarge(size, corners):
 @pytest.mark.parametrize("corners", [False, True])
 def test_extremes_are_among_the_outermost(n, size, corners):
     """Of random maps, and of those with one high position."""
-    m = masks.matrix(n, size, corners)
+    m = bilinear.matrix(n, size, corners)
     close(m.sum(1), 1)
     kept = m[masks._outermost(n, size, corners)]
     assert len(kept) <= 2 * (n + 1)
@@ -52,19 +52,19 @@ def test_masks_are_scaled_after_they_are_enlarged(size, eps):
     for k in range(6):
         u = resize_bilinear(A[..., k], size)
         expected = (u - u.min()) / (np.ptp(u) + eps)
-        close(masks.enlarge(found.maps[k], size), expected)
+        close(bilinear.resize(found.maps[k], size), expected)
 
 
 def test_masks_that_are_scaled_first():
     found = masks.activation_masks(jnp.asarray(A), (15, 11), first="scale")
     expected = twin.unit_first_masks(A, (15, 11))
-    close(masks.enlarge(found.maps, (15, 11)), expected, 1e-7)  # the twin's has an eps
+    close(bilinear.resize(found.maps, (15, 11)), expected, 1e-7)  # the twin's has an eps
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_areas_and_sums_are_those_of_enlarged_masks(size):
     found = masks.activation_masks(jnp.asarray(A), size, eps=1e-6)
-    dense = np.asarray(masks.enlarge(found.maps, size))
+    dense = np.asarray(bilinear.resize(found.maps, size))
     close(masks.areas(found.maps, size), dense.sum((1, 2)), 1e-9)
     weights = np.random.default_rng(2).standard_normal(6)
     total = masks.weighted_sum(found.maps, jnp.asarray(weights), size)

@@ -12,7 +12,8 @@ from nets import g3_model, images, tiny
 
 import jaxfmi as jf
 from jaxfmi import fusion, models, tag
-from jaxfmi.masks import areas, enlarge
+from jaxfmi.bilinear import resize
+from jaxfmi.masks import areas
 from jaxfmi.modules import functional
 
 TAPS = ("tap0", "tap1", "tap2")
@@ -251,7 +252,7 @@ def test_fusion_is_its_closed_form(name, gate):
 def test_sums_of_masks_need_no_masks():
     with jax.enable_x64(True):
         for layer in golden().layers.values():
-            dense = np.asarray(enlarge(jnp.asarray(layer.masks), (32, 32)))
+            dense = np.asarray(resize(jnp.asarray(layer.masks), (32, 32)))
             dense, weights = dense[layer.selected], layer.weights[layer.selected]
             total = (weights / (dense.sum((1, 2)) + 1e-6)) @ dense.reshape(len(weights), -1)
             expected = (total - total.min()) / np.ptp(total)

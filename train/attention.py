@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfmi.heatmap import resize
+from jaxfmi.bilinear import resize
 from jaxfmi.report import panel
 from jaxfmi.train.card import inside
 

@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 from jax.scipy.ndimage import map_coordinates
 
-from jaxfmi.heatmap import resize
+from jaxfmi.bilinear import resize
 from jaxfmi.metrics.similarity import spearman
 from jaxfmi.models import Conv4
 from jaxfmi.similarities import corpus as contrast

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxfmi import similarities, weightings
+from jaxfmi.bilinear import resize
 from jaxfmi.controls import centre_gaussian, random_map
-from jaxfmi.heatmap import resize
 from jaxfmi.multipliers import path
 from jaxfmi.references import constant_activation
 from jaxfmi.similarity import fam_terms
