@@ -233,6 +233,8 @@ def relevance_cam(
 
     def explain_layers(x, label):
         f, names = logits(score), layer_names(score, layer, x, label)
+        for name in names:
+            check_place(f, name, x)
         values = taps.capture(f, *names)(x)[1]
         z, pull = transport(f, x, names, settings)
         start = jnp.where(jnp.arange(len(z)) == label, 1.0, -1 / len(z))

@@ -24,6 +24,14 @@ Split = Literal["proportional", "positive"]
 NORMS, SPLITS = get_args(Norm), get_args(Split)
 
 
+class First(NamedTuple):
+    """Of the network's input, as the layer sees it that is fed with it."""
+
+    gate: jax.Array  #: 1 where the input is, 0 where it was padded
+    low: jax.Array  #: the input's least value, whatever was padded or cut off
+    high: jax.Array
+
+
 class Linear(NamedTuple):
     """A convolution or a dense layer with its bias and normalisation: what a rule is given."""
 
@@ -33,8 +41,8 @@ class Linear(NamedTuple):
     b: jax.Array  #: broadcasts to the output
     output: jax.Array  #: product(x, w) and its bias, whether or not b has it
     carried: jax.Array  #: the relevance of the output, per unit of what its derivative carries
-    gate: jax.Array | None  #: the gate on x, if x is the network's input
     signed: bool  #: whether x may be negative
+    start: First | None  #: if x is the network's input
     dense: bool  #: whether it acts on a single vector, not at every position
     inputs: tuple[int, int] | None  #: the data's and the kernel's axis that products add up over
     outputs: int | None  #: the kernel's axis of outputs, if a kernel of fewer fits as well
@@ -52,7 +60,7 @@ class Linear(NamedTuple):
     @property
     def first(self) -> bool:
         """Whether it is fed with the network's input."""
-        return self.gate is not None
+        return self.start is not None
 
 
 class Settings(NamedTuple):
@@ -74,8 +82,8 @@ class Pending(NamedTuple):
     outputs: int | None
     x: jax.Array
     w: jax.Array
-    gate: jax.Array | None
     signed: bool
+    start: First | None
     scale: jax.Array
     shift: jax.Array
     own: jax.Array  # the bias that comes first
@@ -83,7 +91,7 @@ class Pending(NamedTuple):
     array: jax.Array  # with all
 
 
-def begin(op: Op, at: int, x, w, gate, signed: bool) -> Pending:
+def begin(op: Op, at: int, x, w, signed: bool, start: First | None) -> Pending:
     """A product of data ``x``, operand ``at``, and a constant kernel ``w``, with nothing behind."""
     product = _product(op, at)
     y = product(jax.lax.stop_gradient(x), w)
@@ -91,7 +99,7 @@ def begin(op: Op, at: int, x, w, gate, signed: bool) -> Pending:
     dense = op.name == "dot_general" and math.prod(_free(op, at, x.shape)) == 1
     axes, inputs = _outputs(op, at, x, w, y), _inputs(op, at)
     outputs = axes[0][1] if len(axes) == 1 and inputs else None
-    known = (product, axes, dense, inputs, outputs, x, w, gate, signed)
+    known = (product, axes, dense, inputs, outputs, x, w, signed, start)
     return Pending(*known, zero + 1, zero, zero, y, y)
 
 
@@ -104,7 +112,7 @@ def linear(v: Pending, settings: Settings) -> Linear:
     elif settings.norm == "gradient":
         carried = array * v.scale
     b = b if settings.bias else jnp.zeros_like(b)
-    known = (v.gate, v.signed, v.dense, v.inputs, v.outputs)
+    known = (v.signed, v.start, v.dense, v.inputs, v.outputs)
     return Linear(v.product, v.x, w, b, output, carried, *known)
 
 

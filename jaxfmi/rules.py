@@ -97,7 +97,8 @@ def z_box(low: Bound = None, high: Bound = None, eps: Stabiliser = EPS) -> Rule:
     """
 
     def rule(l):
-        l_, h_ = (_bound(l, b, f) for b, f in ((low, jnp.min), (high, jnp.max)))
+        own = (l.start.low, l.start.high) if l.start else (l.x.min(), l.x.max())
+        l_, h_ = (_bound(l, o if b is None else b) for b, o in zip((low, high), own, strict=True))
         p = l.sum([(l.x, l.w), (l_, -jax.nn.relu(l.w)), (h_, jax.nn.relu(-l.w))])
         return [(_share(l.carried, p, eps), p)]
 
@@ -226,14 +227,14 @@ def _by_sign(l: Linear, above: jax.Array, below: jax.Array) -> jax.Array:
 
 def _gate(l: Linear) -> jax.Array:
     """What the relevance of data is the derivative to: the gate on the input, or 1 + dx / x."""
-    if l.gate is not None:
-        return l.gate.astype(l.x.dtype)
+    if l.start is not None:
+        return l.start.gate.astype(l.x.dtype)
     still = jax.lax.stop_gradient(l.x)
     return 1 + (l.x - still) * divide(jnp.ones_like(still), still)
 
 
-def _bound(l: Linear, bound: Bound, of) -> jax.Array:
-    value = jax.lax.stop_gradient(of(l.x) if bound is None else jnp.asarray(bound, l.x.dtype))
+def _bound(l: Linear, bound: jax.Array | float) -> jax.Array:
+    value = jax.lax.stop_gradient(jnp.asarray(bound, l.x.dtype))
     return jnp.broadcast_to(value, l.x.shape) * _gate(l)
 
 

@@ -19,7 +19,7 @@ from jaxfmi.explainer import wide
 from jaxfmi.gradient import is_relu
 from jaxfmi.heatmap import divide
 from jaxfmi.operations import ELEMENTWISE, LAYOUT
-from jaxfmi.pending import PRODUCTS, Pending, Settings, absorbed, begin, linear, one
+from jaxfmi.pending import PRODUCTS, First, Pending, Settings, absorbed, begin, linear, one
 from jaxfmi.regrade import passed, regrade
 from jaxfmi.taps import INSIDE, Op
 
@@ -31,6 +31,9 @@ _HOMOGENEOUS = LAYOUT | set(
     reduce_window_max reduce_window_sum regrade select_n""".split()
 )
 _CONSTANT = ("argmax", "argmin", "eq", "ge", "gt", "is_finite", "le", "lt", "ne", "stop_gradient")
+_CURVES = set(  # no activations: what they give at 0 or how steep they are there is no share of x
+    """cbrt cos erf_inv exp exp2 integer_pow log log1p pow rsqrt sign sin sqrt square""".split()
+)
 _POSITIVE = ("abs", "exp", "hard_sigmoid", "logistic", "relu", "relu6", "sigmoid", "softplus")
 
 
@@ -46,6 +49,7 @@ class _Pixels(NamedTuple):
 
     array: jax.Array
     gate: jax.Array
+    bounds: tuple[jax.Array, jax.Array]  # of all values, before any was added or taken away
 
 
 class _Gate(NamedTuple):
@@ -101,7 +105,7 @@ class Walk:
     def at_tag(self, name: str, v):
         """Put the gate on, or stop; other tags are transparent, also for pending layers."""
         if name == MARK and name in self.gates:
-            return _Pixels(v, self.gates[name])
+            return _Pixels(v, self.gates[name], _bounds(v))
         if name in self.gates:
             v = self.settle(v) if is_held(v) else _Value(v)
             v = _Value((wide(v.array) * self.gates[name]).astype(v.array.dtype), v.positive)
@@ -148,10 +152,10 @@ class Walk:
             raise _NoRuleError(f"relevance has no rule for batch_group_count, at {op.where}")
         v = operands[at]
         v = v if isinstance(v, _Pixels) else self.settle(v)
-        gate = v.gate if isinstance(v, _Pixels) else None
-        x = v.array if gate is None else (wide(v.array) * gate).astype(v.array.dtype)
-        signed = not getattr(v, "positive", False)
-        return begin(op, at, x, kernel, gate, signed)
+        if isinstance(v, _Pixels):
+            x = (wide(v.array) * v.gate).astype(v.array.dtype)
+            return begin(op, at, x, kernel, True, First(v.gate, *v.bounds))
+        return begin(op, at, v.array, kernel, not v.positive, None)
 
     def through_constant(self, op: Op, operands, held):
         """Sums and products with a constant."""
@@ -165,36 +169,52 @@ class Walk:
             return op(t, c) if left else op(c, t)
 
         if isinstance(v, _Pixels):
-            return v._replace(array=on(v.array))
+            y = on(v.array)
+            return _Pixels(y, jnp.broadcast_to(v.gate, y.shape), _bounds(y))
         if isinstance(v, _Gate):
-            return _Gate(on(v.array), v.settled, False)
+            settled = [v.settled if i in held else c for i, c in enumerate(operands)]
+            return _Gate(on(v.array), self.through_constant(op, settled, held), False)
+        if isinstance(v, _Refused):
+            return v._replace(array=on(v.array), positive=False)
         v = self.settle(v)
         if op.name in ("mul", "div"):
             return _Value(on(v.array), v.positive and _not_negative(c))
+        if self.settings.bias and self.settings.norm == "merge":
+            return _Value(on(v.array))  # as a bias does, the constant keeps its share
         return _Value(passed(on(v.array), v.array))
 
     def layout(self, op: Op, operands, held):
         """Of pixels the gate moves along, and a gate stays a gate."""
-        v = operands[held[0]]
-        if op.name not in LAYOUT or len(held) != 1 or not isinstance(v, _Pixels | _Gate):
+        kinds = {type(operands[i]) for i in held}
+        if op.name not in LAYOUT or len(kinds) > 1 or not kinds <= {_Pixels, _Gate}:
             return None
-        rest = operands[1:]
+
+        def moved(of, beside=lambda c: c):
+            return one(op(*(of(v) if is_held(v) else beside(v) for v in operands)))
+
+        v = operands[held[0]]
+        array = moved(lambda v: v.array)
         if isinstance(v, _Gate):
-            settled = v.settled._replace(array=op(v.settled.array, *rest), positive=False)
-            return _Gate(op(v.array, *rest), settled, v.positive)
-        still = [
-            jnp.zeros_like(c) if jnp.issubdtype(jnp.result_type(c), jnp.floating) else c
-            for c in rest
-        ]
+            if len(held) > 1:
+                return None
+            settled = v.settled._replace(array=moved(lambda v: v.settled.array), positive=False)
+            return _Gate(array, settled, v.positive)
         if op.name != "convert_element_type":
-            v = v._replace(gate=wide(op(v.gate.astype(v.array.dtype), *still)))
-        return v._replace(array=op(v.array, *rest))
+            gate = wide(moved(lambda v: v.gate.astype(v.array.dtype), _ungated))
+            return _Pixels(array, gate, v.bounds)
+        return v._replace(array=array)
 
     def activation(self, op: Op, operands, held):
         """A function of single entries."""
         if op.name not in ELEMENTWISE or len(held) != 1 or op.name in _HOMOGENEOUS - {"max"}:
             return None
-        v = self.settle(operands[held[0]])
+        v = operands[held[0]]
+        if op.name in _GATES and isinstance(v, _Refused):  # it may turn out to be one
+            y = one(op(*map(_bare, operands)))
+            return _Gate(y, v._replace(array=y), op.name in _POSITIVE)
+        if op.name in _CURVES:
+            return None
+        v = self.settle(v)
         y = one(self.plain(op, operands))
         if op.name != "relu6" and is_relu(op, *operands):
             return _Value(y, True)
@@ -259,6 +279,15 @@ class Walk:
 def _held(out, hold):
     """Hold what an operation gave: one array, or a list of them."""
     return [hold(v) for v in out] if isinstance(out, list | tuple) else hold(out)
+
+
+def _bounds(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x.min(), x.max()
+
+
+def _ungated(c):
+    """Of what is put beside pixels: nothing of it is the network's input; an index stays one."""
+    return jnp.zeros_like(c) if jnp.issubdtype(jnp.result_type(c), jnp.floating) else c
 
 
 def _bare(v):

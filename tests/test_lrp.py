@@ -265,3 +265,12 @@ def test_a_place_that_is_bypassed():
 
     with pytest.raises(ValueError, match="the score depends on the image by ways that bypass"):
         jf.lrp(score, at="branch")(images(1)[0])
+
+
+def test_a_layer_of_relevance_cam_that_is_bypassed():
+    def net(_, x):
+        a, b = jax.nn.relu(x), x[..., :1]
+        return jnp.stack([jf.tag(a, "branch").mean((1, 2, 3)), b.mean((1, 2, 3))], 1)
+
+    with pytest.raises(ValueError, match="the score depends on the image by ways that bypass"):
+        jf.relevance_cam(jf.class_score((net, {})), "branch")(images(1)[0], 1)

@@ -34,6 +34,8 @@ GATED = {
     "relu6": lambda y: jax.nn.relu6(4 * y),
     "tanh": jnp.tanh,
     "elu": jax.nn.elu,
+    "gelu by hand": lambda y: 0.5 * y * (1 + jnp.tanh(0.8 * (y + 0.045 * y**3))),
+    "a scaled gate alone": lambda y: 1.7 * jnp.tanh(y) * 2,
     "softplus": jax.nn.softplus,
     "average pool": lambda y: nnx.avg_pool(y[None], (3, 3), (2, 2), "SAME"),
     "global maximum": lambda y: y.max((0, 1)),
@@ -98,6 +100,98 @@ def test_an_unpadded_layer_is_one_with_its_normalisation(stride, composite):
     close(got, expected)
 
 
+def test_a_gate_that_a_constant_changes_keeps_its_value():
+    """Whether it then multiplies something, or is an activation itself."""
+
+    def f(x):
+        y = 2 * jax.nn.sigmoid(conv(x, W)) - 1
+        return (y @ jnp.ones((4, 1))).sum()
+
+    y, _ = transport(f, jnp.asarray(X), ["input"], settings(rules.every(rules.epsilon(0.0))))
+    close(y, f(jnp.asarray(X)))
+
+
+PADDED = {
+    "reflect": lambda x: jnp.pad(x, ((1, 1), (1, 1), (0, 0)), "reflect"),
+    "edge": lambda x: jnp.pad(x, ((1, 1), (1, 1), (0, 0)), "edge"),
+    "wrap": lambda x: jnp.pad(x, ((1, 1), (1, 1), (0, 0)), "wrap"),
+    "zeros": lambda x: jnp.pad(x, ((1, 1), (1, 1), (0, 0))),
+    "cut": lambda x: x[:-1, 1:],
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_pixels_stay_the_input_however_they_are_padded(name):
+    """The first layer is known, its bounds are the picture's, and it conserves relevance."""
+    x, known = jnp.asarray(X) + 5, []  # 5 moves the picture away from the 0 of padding
+
+    def composite(layer):
+        known.append(layer.start)
+        return rules.z_box()
+
+    def f(x):
+        return jax.nn.relu(conv(PADDED[name](x), W)).sum()
+
+    y, pull = transport(f, x, ["input"], settings(composite))
+    close([known[-1].low, known[-1].high], [x.min(), x.max()])
+    close(pull(jnp.ones_like(y))["input"].sum(), y, 1e-6 * abs(y))
+
+
+def test_padding_apart_is_padding_of_the_layer():
+    x = jnp.asarray(X) + 5
+
+    def around(x, kernel):
+        return jax.nn.relu(conv(PADDED["zeros"](x), kernel))[1:-1, 1:-1]
+
+    for composite in ("deep_taylor", "epsilon_plus_flat"):
+        maps = [
+            relevance(lambda x, g=g: g(x, W).sum(), x, rules.NAMED[composite], 1.0)["input"]
+            for g in (around, lambda x, w: jax.nn.relu(conv(x, w)))
+        ]
+        close(*maps)
+
+
+def test_what_is_put_beside_pixels_is_none_of_them():
+    """Coordinates, before the picture or behind it."""
+    places = jnp.broadcast_to(jnp.linspace(-1, 1, len(X))[:, None, None], (*X.shape[:2], 1))
+    kernel = RNG.standard_normal((3, 3, 1, 4))
+
+    def relevance_of(turn):
+        def f(x):
+            both = jnp.concatenate([x, places][::turn], 2)
+            return jax.nn.relu(conv(both, jnp.concatenate([W, kernel][::turn], 2))).sum()
+
+        return relevance(f, X, rules.NAMED["epsilon_plus_flat"], 1.0)["input"]
+
+    close(relevance_of(-1), relevance_of(1))
+    assert relevance_of(1).sum() < 1.01  # flat relevance is shared by three of four channels alone
+
+
+def test_a_grey_picture_may_be_normalised_by_channel():
+    mean, kernel = jnp.array([[[0.1, 0.2, 0.3]]]), RNG.standard_normal((3, 3, 3, 4))
+
+    def f(x):
+        return jax.nn.relu(conv((x - mean) / mean, kernel)).sum()
+
+    y, pull = transport(
+        f, jnp.asarray(X[..., :1]), ["input"], settings(rules.NAMED["epsilon_plus_flat"])
+    )
+    close(pull(jnp.ones_like(y))["input"].sum(), y, 1e-5 * abs(y))
+
+
+def test_normalisation_before_a_layer_absorbs_as_a_bias_does():
+    """LRP-0 is gradient x input there too; without biases it conserves instead."""
+    second = RNG.standard_normal((3, 3, 4, 4))
+
+    def f(x):
+        y = jax.nn.relu(conv(x, W)) * jnp.array([[[0.5, 1.0, 2.0, 1.5]]]) - 0.4
+        return jax.nn.relu(conv(jax.nn.relu(y), second)).sum()
+
+    x, composite = jnp.asarray(X), rules.every(rules.epsilon(0.0))
+    close(relevance(f, x, composite, f(x))["input"], x * jax.grad(f)(x), 1e-8)
+    close(relevance(f, x, rules.every(rules.z_plus()), 1.0, bias=False)["input"].sum(), 1.0, 1e-6)
+
+
 @jax.custom_vjp
 def strange(x):
     return x
@@ -111,6 +205,8 @@ UNKNOWN = {
     "custom_vjp_call|strange": strange,
     "scan|while": lambda y: jax.lax.fori_loop(0, 2, lambda i, y: y + 1, y),
     "dot_general": lambda y: y @ y[0].T,
+    "exp": jnp.exp,
+    "square|integer_pow": lambda y: y**2,
 }
 
 
