@@ -29,6 +29,8 @@ from jaxfmi.command.execute import resume, run
 from jaxfmi.command.leaderboard import LEGEND, write
 from jaxfmi.command.terminal import FAILED, bar, complain
 
+jax.config.update("jax_default_matmul_precision", "highest")  # a GPU would take TF32 for float32
+
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data"
 OUT = HERE / "leaderboard"
@@ -44,7 +46,8 @@ SELDOM = (
     *("occlusion=2", "fd_cam=2", "clrp=2", "sglrp=2"),
 )
 WITHOUT = ("ss_cam", "is_cam")
-NO_MAP = ("lfi_cam",)  # these networks make no map of their own
+NO_MAP = ("lfi_cam",)
+WHY = dict.fromkeys(WITHOUT, "left to CIFAR-10") | dict.fromkeys(NO_MAP, "no map of its own")
 WINDOWS = ("occlusion.window=75", "occlusion.stride=38", "occlusion.chunk=4")
 CURVES = ("deletion.steps", "insertion.steps")
 STEPS = 8  # of the curves
@@ -234,7 +237,8 @@ def main() -> int:
         prepare(name, plan, args)
     unreadable = []
     for name, (table, failures) in compute_all(plans, args).items():
-        write(args.out / name, table, plans[name].left_out, as_html=False)
+        left_out = {method: WHY[method] for method in (*CASES[name].without, *NO_MAP)}
+        write(args.out / name, table, plans[name].left_out | left_out, as_html=False)
         unreadable += failures
         print(f"{name}: {len(table.rows)} rows", flush=True)
     there = [name for name in CASES if (args.out / name / tables.TABLE).is_file()]

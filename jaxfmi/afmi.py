@@ -31,6 +31,7 @@ from jaxfmi.explainer import (
     Score,
     Size,
     activation,
+    check_key,
     explainer,
     head,
     one_layer,
@@ -193,11 +194,7 @@ def _over_references(one, reference, x, a, key) -> FMI:
         a0 = _shaped(reference.make(a), a, "activation")
         return one(None, a0) if a0.ndim == a.ndim else _mean(jax.vmap(lambda r: one(None, r))(a0))
     if isinstance(reference, Random):
-        if key is None:
-            raise ValueError(
-                "this reference is random: call the explainer with key=jax.random.key(seed)"
-            )
-        x0 = reference.draw(key, x)
+        x0 = reference.draw(check_key(key, "this reference"), x)
     else:
         x0 = reference(x) if callable(reference) else jnp.asarray(reference, x.dtype)
     x0 = _shaped(x0, x, "image")

@@ -6,7 +6,7 @@ They have the shape of explainers, so that whatever is done to heatmaps is done 
 import jax
 import jax.numpy as jnp
 
-from jaxfmi.explainer import Explainer, Score, explainer
+from jaxfmi.explainer import Explainer, Score, check_key, explainer
 
 SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 
@@ -22,8 +22,8 @@ def random_map(score: Score) -> Explainer:
       ``(x [H, W, C], *args, key) -> heatmap [H, W]``.
     """
 
-    def explain(x, *args, key):
-        return jax.random.uniform(key, x.shape[:2])
+    def explain(x, *args, key=None):
+        return jax.random.uniform(check_key(key, "random_map"), x.shape[:2])
 
     return explain
 

@@ -218,3 +218,10 @@ def _hwk(shape: tuple[int, ...]) -> tuple[int, ...]:
 def wide(a: jax.Array) -> jax.Array:
     """Give an array in float32 or wider, whatever the model computes in."""
     return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+
+
+def check_key(key: jax.Array | None, name: str) -> jax.Array:
+    """Give the key of something random back, or raise a ValueError if there is none."""
+    if key is None:
+        raise ValueError(f"{name} is random: call it with key=jax.random.key(seed)")
+    return key

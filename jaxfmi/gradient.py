@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from jaxfmi.cam import grad_cam
 from jaxfmi.chunks import chunk_mean
-from jaxfmi.explainer import Explainer, Layers, Score, check_image, explainer, wide
+from jaxfmi.explainer import Explainer, Layers, Score, check_image, check_key, explainer, wide
 from jaxfmi.taps import Op, rewrite
 
 Reduce = Callable[[jax.Array], jax.Array]
@@ -97,9 +97,7 @@ def smooth_grad(
     """
 
     def smoothed(x, *args, key=None):
-        if key is None:
-            raise ValueError("smooth_grad is random: call it with key=jax.random.key(seed)")
-        x = check_image(x)
+        key, x = check_key(key, "smooth_grad"), check_image(x)
         scale = noise * (x.max() - x.min())
 
         def one(i):

@@ -75,7 +75,8 @@ def lrp(
       at: ``"input"`` for the pixels, or a tag for the relevance of a layer.
       norm: normalisation by constants behind a layer: ``"merge"`` takes it as part of the layer,
         ``"pass"`` hands relevance through unchanged, ``"gradient"`` multiplies by its scale.
-      bias: give biases their share in the denominators of rules, which is lost to the pixels.
+      bias: give biases their share in the denominators of rules, which is lost to the pixels; with
+        ``"merge"`` also what is added apart from any layer, by normalisation before one.
       split: at sums of two branches, ``"proportional"`` to their values, or to the ``"positive"``
         part of them only.
       reduce: [H, W, C] -> [H, W].

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfmi.chunks import chunk_map, chunk_mean
+from jaxfmi.explainer import check_key
 from jaxfmi.heatmap import divide
 from jaxfmi.rescale import rescaled
 
@@ -138,12 +139,11 @@ def shapley(permutations: int = 8) -> Multiplier:
     """
 
     def multiplier(v: View):
-        if v.key is None:
-            raise ValueError("shapley is random: call the explainer with key=jax.random.key(seed)")
+        key = check_key(v.key, "shapley")
         if permutations < 1:
             raise ValueError(f"shapley needs at least 1 permutation; got {permutations}")
         maps = v.a.shape[-1]
-        keys = jax.random.split(v.key, (permutations + 1) // 2)
+        keys = jax.random.split(key, (permutations + 1) // 2)
         ranks = jax.vmap(lambda k: jax.random.permutation(k, maps))(keys)
         ranks = jnp.stack([ranks, maps - 1 - ranks], 1).reshape(-1, maps)[:permutations]
 

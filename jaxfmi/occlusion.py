@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxfmi.bilinear import matrix
 from jaxfmi.chunks import chunk_mean
-from jaxfmi.explainer import Explainer, Score, asked, explainer, wide
+from jaxfmi.explainer import Explainer, Score, asked, check_key, explainer, wide
 from jaxfmi.heatmap import divide
 from jaxfmi.modules import probability
 from jaxfmi.perturbation import scores, under
@@ -97,9 +97,9 @@ def rise(
     score = asked(score, probability)
 
     def explain(x, *args, key=None):
-        if key is None:
-            raise ValueError("rise is random: call the explainer with key=jax.random.key(seed)")
-        draw = _rise_mask(key, x.shape[:2], cells, p, jnp.promote_types(x.dtype, jnp.float32))
+        draw = _rise_mask(
+            check_key(key, "rise"), x.shape[:2], cells, p, jnp.promote_types(x.dtype, jnp.float32)
+        )
         show, index = under(x, baseline), jnp.arange(samples)
         y = scores(
             lambda image: score(image, *args),

@@ -14,6 +14,7 @@ from jaxfmi.explainer import (
     Size,
     activation,
     asked,
+    check_key,
     explainer,
     layer_names,
     per_layer,
@@ -141,9 +142,7 @@ def ss_cam(
     cam = _varied_cam(vary, samples, score, layer, relu, size, chunk)
 
     def explain(x, *args, key=None):
-        if key is None:
-            raise ValueError("ss_cam is random: call the explainer with key=jax.random.key(seed)")
-        return cam(x, *args, key=key)
+        return cam(x, *args, key=check_key(key, "ss_cam"))
 
     return explain
 

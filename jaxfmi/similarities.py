@@ -28,6 +28,9 @@ from jaxfmi.heatmap import divide
 Similarity = Callable[..., Callable[[jax.Array], jax.Array]]
 """``(q0 [E], partner) -> (q [E] -> scalar)``."""
 
+SHARES = "__jaxfmi_shares__"
+"""What a similarity has that is no product with the activation: ``(q [E], s) -> c [E]``."""
+
 
 def dot(q0: jax.Array, partner: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """The dot product q s."""
@@ -69,6 +72,9 @@ def neg_squared_distance(q0: jax.Array, partner: jax.Array) -> Callable[[jax.Arr
     return lambda q: -((q - s) ** 2).sum()
 
 
+setattr(neg_squared_distance, SHARES, lambda q, s: -((q - s) ** 2))
+
+
 def margin(q0: jax.Array, partner: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """Why one prototype and not another: |q - p'|² - |q - p|², for the pair [p, p'] [2, E].
 
@@ -89,12 +95,20 @@ def centred_cosine(mu) -> Similarity:
       ValueError: an embedding is at the centre (where values are known), or has another size.
     """
 
-    def centred_cosine(q0, partner):
+    def slope(q0, partner):
         centre = _like(q0, mu, what="the centre")
         s = _direction(_like(q0, partner) - centre, "the partner's embedding, from the centre,")
-        w = divide(s, _norm(q0 - centre, "the image's embedding, from the centre,"))
+        return centre, divide(s, _norm(q0 - centre, "the image's embedding, from the centre,"))
+
+    def shares(q, s):
+        centre, w = slope(q, s)
+        return (q - centre) * w
+
+    def centred_cosine(q0, partner):
+        centre, w = slope(q0, partner)
         return lambda q: ((q - centre) * w).sum()
 
+    setattr(centred_cosine, SHARES, shares)
     return centred_cosine
 
 

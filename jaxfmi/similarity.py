@@ -159,7 +159,8 @@ def fam_terms(
             at = at_partner(s)
         reduce = weigh
         if isinstance(reduce, Contribution):
-            reduce = weightings.reduction(reduce, normalising, q, s)
+            shares = getattr(measure, similarities.SHARES, None)
+            reduce = weightings.reduction(reduce, normalising, q, s, shares)
         terms = afmi_terms(
             lambda x: value(embed(x)),
             name,

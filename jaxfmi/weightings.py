@@ -36,7 +36,11 @@ Weighting = Reduction | Contribution
 
 
 def share(c: jax.Array, q: jax.Array, s: jax.Array | None) -> jax.Array:
-    """A channel's share of the similarity: FAM's and SFAM's, as we read the abstracts."""
+    """A channel's share of the similarity: FAM's and SFAM's, as we read the abstracts.
+
+    The table of ``similarities.py``. That of a distance, or from a centre, is known where the
+    embedding is the averaged layer.
+    """
     return c
 
 
@@ -65,12 +69,22 @@ def contribution(weight: Weight = share) -> Contribution:
 
 
 def reduction(
-    weighting: Contribution, normalise: Normalise, q: jax.Array, s: jax.Array | None
+    weighting: Contribution,
+    normalise: Normalise,
+    q: jax.Array,
+    s: jax.Array | None,
+    shares: Callable[..., jax.Array] | None = None,
 ) -> Reduction:
-    """The weighting as a reduction of the engine, for the embeddings of one image and partner."""
+    """The weighting as a reduction of the engine, for the embeddings of one image and partner.
+
+    ``shares`` is what the similarity knows of its channels, if the engine does not.
+    """
 
     def contributing(multiplied, d, a):
         c = reductions.contributions(multiplied, d).reshape(-1)
+        if shares is not None:
+            _difference(weighting.weight, c, q, s)  # or an error
+            c = shares(q, s)
         w = normalise(weighting.weight(c, q, s))[None, None]
         return w, w * a
 
@@ -110,7 +124,7 @@ def minmax(w: jax.Array) -> jax.Array:
 def _difference(weight, c, q, s):
     if s is None or s.shape != q.shape or q.shape != c.shape:
         raise ValueError(
-            f"the weight {weight.__name__!r} compares embeddings channel by channel: it needs "
+            f"the weight {weight.__name__!r} compares embeddings channel by channel here: it needs "
             f"one partner and as many numbers in the embedding as maps in the layer; got "
             f"{q.size} numbers, {c.size} maps, partner {None if s is None else s.shape}"
         )

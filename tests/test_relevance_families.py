@@ -91,8 +91,8 @@ def test_a_family_is_its_twin(name):
     for settings, rule, add in (LRP, fg_cam_of(x)):
         y, got = jax.jit(explain, static_argnums=2)(state, jnp.asarray(x), settings)
         np.testing.assert_allclose(y, a, rtol=1e-9, atol=1e-9)
-        folded = twin.merged(layers) if settings.norm == "merge" else layers
-        expected = twin.relevance(folded, x, start, rule, bn="rule", add=add)
+        bn = "merge" if settings.norm == "merge" else "rule"
+        expected = twin.relevance(layers, x, start, rule, bn=bn, add=add)
         largest = np.abs(expected).max()
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-8 * largest)
 

@@ -192,6 +192,21 @@ def test_identical_images_and_disjoint_channels():
     close(jf.pair(GAP, "a", size=None)(left, right)[0], np.zeros((H, W)))  # P5
 
 
+def test_weights_of_channels_add_up_to_the_similarity():
+    pair = jnp.stack([S, T])
+    for similarity, partner in (
+        ("cosine", S),
+        ("dot", S),
+        ("neg_squared_distance", S),
+        (sim.centred_cosine(MU), S),
+        (sim.corpus(S, T), None),
+    ):
+        got = terms(A, partner, similarity=similarity, weighting="contribution", normalise="none")
+        close(got.fmi.sum(), got.score)
+    got = terms(A, pair, similarity="margin", weighting="contribution", normalise="none")
+    close(got.fmi, 2 * Q * (S - T))
+
+
 def test_normalisations_that_look_alike():
     c = terms(weighting="contribution", normalise="none").fmi
 

@@ -7,6 +7,7 @@ picture is read; ``execute.run`` computes what is planned.
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from jaxfmi import probability
@@ -40,7 +41,7 @@ class Evaluation:
     offset: int
     left_out: dict[str, str]  #: methods that can't explain this network, and why
 
-    @property
+    @cached_property
     def settings(self) -> tables.Settings:
         """All that a row depends on, as JSON has it; chunks are how, not what."""
         card = self.job.network.card

@@ -18,7 +18,7 @@ from jaxfmi.command.curves import plot
 from jaxfmi.command.job import AUTO
 from jaxfmi.command.methods import CONTROLS, METHODS, build, form, settings
 from jaxfmi.command.metrics import ARROWS, METRICS
-from jaxfmi.command.statistics import best, paired, summary
+from jaxfmi.command.statistics import best, enough, paired, summary
 from jaxfmi.command.tables import Table
 
 ALPHA = 0.05
@@ -30,7 +30,7 @@ LEGEND = (
     "↑ higher is better, ↓ lower. **Best** in bold; ≈ not significantly worse than the best "
     f"(Wilcoxon's signed-rank test on the same images, Holm-corrected, p ≥ {ALPHA}). Place: mean "
     "of a method's places in all metrics with an arrow, which orders the table. Controls, in "
-    "italics, compete for nothing; a method with less than a tenth of the images is no best one. "
+    "italics, compete for nothing, nor does a method with less than a tenth of the images. "
     "n: images in which any method has a value. Means are over each method's own images; where "
     "these are fewer, their number is in brackets. `summary.csv` has 95 % bootstrap intervals, "
     "`tests.csv` all p-values."
@@ -149,13 +149,16 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _places(means: pl.DataFrame, methods: list[str], metrics: list[str]) -> dict[str, float]:
-    """A method's mean place; equal means share one, and one without a mean has the last."""
-    ranked = means.filter(pl.col("method").is_in(methods), pl.col("metric").is_in(metrics))
+    """A method's mean place; equal means share one, and one without a mean has the last.
+
+    Methods with few images have none: their means are of other images.
+    """
+    ranked = enough(means).filter(pl.col("method").is_in(methods), pl.col("metric").is_in(metrics))
     sign = pl.col("metric").replace_strict({n: SIGN[METRICS[n].better] for n in metrics})
     value = (pl.col("mean") * sign).fill_nan(float("inf"))
     place = ranked.with_columns(place=value.rank("average").over("metric"))
     by_method = place.group_by("method").agg(pl.col("place").mean())
-    return dict.fromkeys(methods, 1.0) | dict(by_method.iter_rows())
+    return dict.fromkeys(methods, np.inf if metrics else 1.0) | dict(by_method.iter_rows())
 
 
 def _head(table: Table, options: str) -> str:
@@ -195,7 +198,9 @@ def _grid(found: Standing) -> str:
     title = [f"{n}{ARROWS[METRICS[n].better]}" for n in found.metrics]
     lines = [["method", "place", *title], ["---", *["--:"] * (1 + len(title))]]
     for m in found.methods:
-        lines.append([m, f"{found.places[m]:.1f}", *(cells[m, n] for n in found.metrics)])
+        place = found.places[m]
+        shown = f"{place:.1f}" if np.isfinite(place) else "–"
+        lines.append([m, shown, *(cells[m, n] for n in found.metrics)])
     for m in found.controls:
         lines.append([f"*{m}*", "", *(f"*{cells[m, n]}*" for n in found.metrics)])
     lines.append(["n", "", *(str(counts[n]) for n in found.metrics)])

@@ -7,8 +7,9 @@ import polars as pl
 from scipy.stats import wilcoxon
 
 RESAMPLES = 2000
+AT_A_TIME = 1 << 22  # values that are drawn at once
 LEVEL = 0.95
-ENOUGH = 0.1  # of the images, for a method to be the best
+ENOUGH = 0.1  # of the images, for a method to compete
 PAIRED = {
     "metric": pl.String,
     "against": pl.String,
@@ -40,9 +41,14 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval (95 %, 2000 resamples) of the mean; NaN below two values."""
     if len(values) < 2:
         return np.nan, np.nan
-    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    rng, n = np.random.default_rng(seed), len(values)
+    at_a_time = max(1, AT_A_TIME // n)
+    means = [
+        values[rng.integers(0, n, (min(at_a_time, RESAMPLES - done), n))].mean(1)
+        for done in range(0, RESAMPLES, at_a_time)
+    ]
     tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(values[drawn].mean(1), [tail, 100 - tail])
+    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
     return float(low), float(high)
 
 
@@ -55,6 +61,12 @@ def best(means: pl.DataFrame, metric: str, better: str, methods: Sequence[str]) 
         "mean", descending=better == "higher", maintain_order=True
     )
     return found["method"][0] if len(found) else None
+
+
+def enough(means: pl.DataFrame) -> pl.DataFrame:
+    """Those rows of a ``summary`` whose method explained a tenth of the images at least."""
+    images = pl.col("n") + pl.col("missing")
+    return means.filter(images >= ENOUGH * images.max().over("metric"))
 
 
 def paired(rows: pl.DataFrame, metric: str, against: str, methods: Sequence[str]) -> pl.DataFrame:

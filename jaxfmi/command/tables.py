@@ -4,6 +4,7 @@ A finished table is one Parquet file, which carries the settings that made it: i
 and other methods be added to it later. While a run goes on, its rows are parts in a folder beside.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,13 +44,20 @@ def load(out: Path) -> Table:
     Raises:
       ValueError: a file is no table of an evaluation.
     """
-    table = Table()
-    for path in [out / TABLE, *sorted((out / PARTS).glob("*.parquet"))]:
-        if path.is_file():
-            table = _join(table, _read(path))
-    if len(table.rows):
-        table.rows = table.rows.sort(KEY)
-    return table
+    found, rows, seen = Table(), [], set()
+    for path in _files(out):
+        part = _read(path)
+        here = part.done()
+        if twice := here & seen:  # the first counts; a mean curve can't be had without them
+            before = pl.DataFrame(list(twice), part.rows.select(KEY).schema, orient="row")
+            part.rows = part.rows.join(before, on=KEY, how="anti")
+            part.curves = {k: v for k, v in part.curves.items() if k not in {m for m, _ in twice}}
+        seen |= here
+        rows.append(part.rows)
+        found = _join(found, part)
+    if rows:
+        found.rows = pl.concat(rows, how="diagonal").sort(KEY)
+    return found
 
 
 def add(out: Path, table: Table) -> None:
@@ -61,12 +69,18 @@ def add(out: Path, table: Table) -> None:
 
 
 def bring(out: Path, other: Path) -> None:
-    """Take over what is in another folder, finished or not: as parts, with others' rows kept."""
+    """Take over what is in another folder, finished or not: as parts, with others' rows kept.
+
+    Raises:
+      ValueError: the table there was made with other settings.
+    """
+    here, there = load(out), load(other)
+    if here.settings and there.settings:
+        compare(there.settings, here.settings, other)
     (out / PARTS).mkdir(parents=True, exist_ok=True)
-    for path in [other / TABLE, *sorted((other / PARTS).glob("*.parquet"))]:
-        if path.is_file():
-            name = f"{other.parent.name}.{path.name}"
-            shutil.copyfile(path, out / PARTS / name)
+    whence = hashlib.sha256(str(other.resolve()).encode()).hexdigest()[:12]
+    for path in _files(other):
+        shutil.copyfile(path, out / PARTS / f"{whence}.{path.name}")
 
 
 def finish(out: Path, table: Table, curves: bool = False) -> Table:
@@ -147,13 +161,15 @@ def _scalars(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.drop([name for name in rows.columns if name.endswith(CURVE)])
 
 
+def _files(out: Path) -> list[Path]:
+    return [p for p in (out / TABLE, *sorted((out / PARTS).glob("*.parquet"))) if p.is_file()]
+
+
 def _join(one: Table, two: Table) -> Table:
-    """One table with what the other adds; means are joined too: the curves may be there no more."""
-    if len(one.rows):
-        two.rows = two.rows.join(one.rows, on=KEY, how="anti")
+    """What is known of two tables' rows; mean curves too: the curves may be there no more."""
     methods = one.settings.get("methods", {}) | two.settings["methods"]
     return Table(
-        pl.concat([one.rows, two.rows], how="diagonal"),
+        pl.DataFrame(),
         two.settings | {"methods": methods},
         one.fractions | two.fractions,
         _join_curves(one.curves, two.curves or mean_curves(two)),

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxfmi.explainer import CHECK, Score, wide
 from jaxfmi.heatmap import divide
 from jaxfmi.metrics.metric import Metric, metric, part
-from jaxfmi.metrics.ranking import top
+from jaxfmi.metrics.ranking import count, top
 from jaxfmi.references import Baseline, replacement
 
 
@@ -21,7 +21,7 @@ class Confidence(NamedTuple):
 
     drop: jax.Array  #: 100 max(0, clean - explained) / clean; NaN for a clean score of 0 or less
     increase: jax.Array  #: 100 where explained > clean, else 0; NaN likewise
-    gain: jax.Array  #: 100 max(0, explained - clean) / (1 - clean); 0 where clean is 1
+    gain: jax.Array  #: 100 max(0, explained - clean) / (1 - clean), 0 where clean is 1; NaN likewise
     clean: jax.Array
     explained: jax.Array
 
@@ -56,15 +56,17 @@ def confidence(score: Score, *, keep: float | None = None, baseline: Baseline = 
         raise ValueError(f"keep is a share of the pixels, above 0 up to 1; got {keep}")
 
     def measure(x, heatmap, *args):
-        mask = heatmap if keep is None else top(heatmap, int(keep * heatmap.size))
+        mask = heatmap if keep is None else top(heatmap, count(keep, heatmap.size))
         mask = mask[..., None].astype(x.dtype)
         clean = wide(score(x, *args))
         explained = wide(score(x * mask + replacement(baseline, x) * (1 - mask), *args))
         drop = divide(jax.nn.relu(clean - explained), clean)
         increase = (explained > clean).astype(clean.dtype)
         gain = divide(jax.nn.relu(explained - clean), 1 - clean)
-        drop, increase = (jnp.where(clean > 0, 100 * v, jnp.nan) for v in (drop, increase))
-        return Confidence(drop, increase, 100 * gain, clean, explained)
+        drop, increase, gain = (
+            jnp.where(clean > 0, 100 * v, jnp.nan) for v in (drop, increase, gain)
+        )
+        return Confidence(drop, increase, gain, clean, explained)
 
     if keep is None:
         setattr(measure, CHECK, _check_unit)

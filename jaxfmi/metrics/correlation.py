@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxfmi.chunks import chunk_map
-from jaxfmi.explainer import Score, wide
-from jaxfmi.metrics.metric import Metric, check_key, metric
+from jaxfmi.explainer import Score, check_key, wide
+from jaxfmi.metrics.metric import Metric, metric
+from jaxfmi.metrics.ranking import count
 from jaxfmi.metrics.similarity import correlation, rank_correlation
 from jaxfmi.references import Baseline, replacement
 
@@ -55,7 +56,7 @@ def sensitivity_n(
       share: n as a share of H W, rounded down, where n is not given. The paper goes up to 0.8.
       samples: sets.
       baseline: what replaces pixels, in the units of x: a number, an array, or ``x -> x0``.
-      chunk: images at a time; the result does not depend on it.
+      chunk: images at a time, for each one of a batch; the result does not depend on it.
 
     Returns:
       ``(x [H, W, C], heatmap [H, W], *args, key) -> scalar``.
@@ -65,7 +66,7 @@ def sensitivity_n(
     """
 
     def correlate(x, heatmap, *args, key=None):
-        size = int(share * heatmap.size) if n is None else n
+        size = count(share, heatmap.size) if n is None else n
         _check_count(size, heatmap.size, "pixels")
         perturb = removal(lambda k, shape: draw_subset(k, shape, size), baseline)
         key = check_key(key, "sensitivity_n")
@@ -100,7 +101,7 @@ def mu_fidelity(
       exact: every set has floor(share * cells) cells, as in the paper; False puts every cell into a
         set with the probability ``share``, as Xplique does. Then large sets have large sums and
         large drops, which alone correlates them.
-      chunk: images at a time; the result does not depend on it.
+      chunk: images at a time, for each one of a batch; the result does not depend on it.
 
     Returns:
       ``(x [H, W, C], heatmap [H, W], *args, key) -> scalar``.
@@ -111,7 +112,7 @@ def mu_fidelity(
 
     def correlate(x, heatmap, *args, key=None):
         cells = heatmap.shape if grid is None else (grid, grid)
-        number = int(share * cells[0] * cells[1])
+        number = count(share, cells[0] * cells[1])
         _check_count(number, cells[0] * cells[1], "cells")
 
         def draw(key, shape):
@@ -119,7 +120,7 @@ def mu_fidelity(
                 return draw_cells(key, shape, cells, number)
             return _spread(jax.random.bernoulli(key, share, cells), shape)
 
-        perturb, checked = removal(draw, baseline), check_key(key, "mu_fidelity")
+        perturb, checked = removal(draw, baseline)(key, "mu_fidelity")
         found = _sums_and_drops(score, perturb, samples, chunk, checked, x, heatmap, *args)
         return rank_correlation(*found)
 
@@ -193,7 +194,7 @@ def infidelity(
       samples: perturbations.
       normalize: multiply the map by the factor that makes the result least, as Captum does on
         request: the scale of the map then does not count.
-      chunk: images at a time; the result does not depend on it.
+      chunk: images at a time, for each one of a batch; the result does not depend on it.
 
     Returns:
       ``(x [H, W, C], heatmap [H, W], *args, key) -> scalar``.

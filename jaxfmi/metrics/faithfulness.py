@@ -43,7 +43,8 @@ def rise_blur(x: jax.Array) -> jax.Array:
         inside = (offsets >= 0) & (offsets < 11)
         return jnp.asarray(np.where(inside, kernel[np.clip(offsets, 0, 10)], 0), x.dtype)
 
-    return jnp.einsum("ij,jkc,lk->ilc", matrix(x.shape[0]), x, matrix(x.shape[1]))
+    rows, columns = matrix(x.shape[0]), matrix(x.shape[1])
+    return jnp.einsum("ij,jkc,lk->ilc", rows, x, columns, precision="highest")
 
 
 @metric
@@ -78,7 +79,7 @@ def deletion_curve(
         is then [h, w], and the baseline one of activations.
       ties: pixels of one value go by their place, ``"first"`` or ``"last"`` (RISE's code) first.
       equal: weigh all steps alike, as RISE's code does, even if the last one is shorter.
-      chunk: images at a time.
+      chunk: images at a time, for each one of a batch.
 
     Returns:
       ``(x [H, W, C], heatmap [H, W], *args) -> Curve``.
@@ -146,8 +147,8 @@ def region_perturbation(
 
     The image's patches go in the order of the map's sums over them, and the value is the mean of
     ``score(x) - score(x_k)`` over k = 0 ... regions, with the k highest patches replaced. High is
-    good. Patches at the far borders are smaller where ``patch`` does not divide the image; there
-    are at most as many regions as patches.
+    good. Patches at the far borders are smaller where ``patch`` does not divide the image, so that
+    a constant added to the map changes their place; there are at most as many regions as patches.
 
     The authors draw the new pixels uniformly at random; for this give a ``baseline`` that does.
     Quantus returns the list of differences, and where ``patch`` does not divide the image it pads
@@ -158,7 +159,7 @@ def region_perturbation(
       patch: side in pixels.
       regions: patches that are replaced, one after the other.
       baseline: as for ``deletion_curve``.
-      chunk: images at a time.
+      chunk: images at a time, for each one of a batch.
 
     Raises:
       ValueError: patch or regions below 1.

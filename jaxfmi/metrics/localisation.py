@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxfmi.metrics.metric import check_heatmap
-from jaxfmi.metrics.ranking import top
+from jaxfmi.metrics.ranking import count, top
 
 
 def region(boxes: ArrayLike, size: tuple[int, ...]) -> np.ndarray:
@@ -100,7 +100,7 @@ def iou(heatmap: jax.Array, region: jax.Array, share: float = 0.2) -> jax.Array:
     if not 0 < share <= 1:
         raise ValueError(f"share is one of the pixels, above 0 up to 1; got {share}")
     heatmap, region = _both(heatmap, region)
-    binary = top(heatmap, int(share * heatmap.size))
+    binary = top(heatmap, count(share, heatmap.size))
     return _ratio((binary & region).sum(), jnp.where(region.any(), (binary | region).sum(), 0))
 
 

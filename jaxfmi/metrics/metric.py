@@ -95,10 +95,3 @@ def check_heatmap(heatmap, size: tuple[int, ...] | None = None) -> jax.Array:
         )
     check_finite(heatmap, "the heatmap")
     return wide(heatmap)
-
-
-def check_key(key, name: str) -> jax.Array:
-    """Give the key back, or raise a ValueError if there is none."""
-    if key is None:
-        raise ValueError(f"{name} is random: call it with key=jax.random.key(seed)")
-    return key

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
-from jaxfmi.explainer import CHECK, Explainer, Score, check_image
-from jaxfmi.metrics.metric import check_heatmap, check_key
+from jaxfmi.explainer import CHECK, Explainer, Score, check_image, check_key
+from jaxfmi.metrics.metric import check_heatmap
 from jaxfmi.metrics.robustness import Similarity
 from jaxfmi.metrics.similarity import spearman, ssim
-from jaxfmi.modules import Model, class_score, functional, logit
+from jaxfmi.modules import Model, class_score, functional
 
 Draw = Callable[[jax.Array, jax.Array], jax.Array]
 """``(key, parameter) -> random parameter`` of the same shape and type."""
@@ -64,7 +64,7 @@ def parameter_randomisation(
     model: Model,
     *,
     mode: Literal["cascading", "independent"] = "cascading",
-    of: Callable[..., jax.Array] = logit,
+    of: Callable[..., jax.Array] | None = None,
     draw: Draw = normal_like,
     similarities: Mapping[str, Similarity] = SIMILARITIES,
     absolute: bool = False,
@@ -86,7 +86,7 @@ def parameter_randomisation(
       method: score -> explainer, as in ``jaxfmi.batched``; one map per image.
       model: an NNX module, (linen module, variables), or (f, params).
       mode: ``"cascading"`` or ``"independent"``.
-      of: the score of a class, as in ``class_score``.
+      of: the score of a class, as in ``class_score``; None for what the method asks for.
       draw: ``normal_like``, ``shuffled``, or any ``(key, w) -> w``.
       similarities: names and functions of two maps.
       absolute: compare absolute values of the maps.

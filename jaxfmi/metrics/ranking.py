@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfmi.metrics.metric import check_heatmap
 
@@ -34,6 +35,11 @@ def ranks(heatmap: jax.Array, ties: Ties = "first") -> jax.Array:
 def top(heatmap: jax.Array, n) -> jax.Array:
     """Mark the ``n`` highest pixels of a map [H, W]: exactly n, whatever the ties; bool [H, W]."""
     return ranks(heatmap) < n
+
+
+def count(share: float, n: int) -> int:
+    """``floor(share n)``, where the product may be off by a float's rounding: .29 of 100 is 29."""
+    return int(np.floor(np.round(share * n, 6)))
 
 
 def tied_share(heatmap: jax.Array) -> jax.Array:

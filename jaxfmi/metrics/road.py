@@ -13,9 +13,9 @@ import numpy as np
 from jax.scipy.sparse.linalg import cg
 
 from jaxfmi.chunks import chunk_map
-from jaxfmi.explainer import Score, wide
-from jaxfmi.metrics.metric import Metric, check_key, metric, part
-from jaxfmi.metrics.ranking import ranks
+from jaxfmi.explainer import Score, check_key, wide
+from jaxfmi.metrics.metric import Metric, metric, part
+from jaxfmi.metrics.ranking import count, ranks
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 ITERATIONS = 2000  # of conjugate gradients; a few hundred is what a large hole takes
@@ -53,7 +53,7 @@ def road_curve(
       shares: of the pixels that are removed, each above 0 and below 1.
       noise: standard deviation of what is added to removed pixels, in the units of x.
       tolerance: relative, of the residual of the linear system.
-      chunk: images at a time.
+      chunk: images at a time, for each one of a batch.
 
     Returns:
       ``(x [H, W, C], heatmap [H, W], *args, key) -> Road``.
@@ -66,7 +66,7 @@ def road_curve(
 
     def curve(x, heatmap, *args, key=None):
         key = check_key(key, "road") if noise else jax.random.key(0)
-        counts = np.floor(np.round(np.array(shares) * (heatmap.size - 1), 6)).astype(int) + 1
+        counts = np.array([count(share, heatmap.size - 1) + 1 for share in shares])
         order = ranks(heatmap)
         orders = jnp.stack([order, heatmap.size - 1 - order])
 

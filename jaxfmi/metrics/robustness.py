@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfmi.chunks import chunk_map
-from jaxfmi.explainer import Explainer, check_finite
-from jaxfmi.metrics.metric import Metric, check_heatmap, check_key, with_checks
+from jaxfmi.explainer import Explainer, check_finite, check_key
+from jaxfmi.metrics.metric import Metric, check_heatmap, with_checks
 from jaxfmi.metrics.similarity import area_matched_iou, pearson, spearman, ssim, thresholded_iou
 from jaxfmi.modules import check_labels
 

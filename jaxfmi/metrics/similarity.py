@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxfmi.heatmap import divide, unit
 from jaxfmi.metrics.metric import check_heatmap
-from jaxfmi.metrics.ranking import top
+from jaxfmi.metrics.ranking import count, top
 
 WINDOW, SIGMA = 11, 1.5
 
@@ -126,7 +126,7 @@ def area_matched_iou(a: jax.Array, b: jax.Array, *, share: float = 0.25) -> jax.
       ValueError: maps of two sizes, or a share that marks none or more than there are.
     """
     a, b = _pair(a, b)
-    n = int(share * a.size)
+    n = count(share, a.size)
     if not 1 <= n <= a.size:
         raise ValueError(f"share is in (0, 1] and marks a pixel at least; got {share} of {a.size}")
     return _iou(top(a, n), top(b, n))
