@@ -6,9 +6,10 @@
 
 Every command goes on from where the last one stopped: runs that are done are not done again, and
 with ``--time-budget`` it leaves when the seconds are over and says what is left. C is for two
-cores, G for a GPU; 1 and 3 are digits on textures (C1, G3) and CIFAR-10 (C3), G2 is CIFAR-10.
-Weights are those of the last epoch: nothing is selected. On a GPU, jax 0.11.2 needs
-``XLA_FLAGS=--xla_gpu_enable_triton_gemm=false``: else XLA stops in ``triton_tiling_propagation``.
+cores, G for a GPU. C1 and G3 are digits on textures (with 10 and with 2 classes), C2 and G1
+Tiny-ImageNet-20, C3 and G2 CIFAR-10. Weights are those of the last epoch: nothing is selected. On
+a GPU, jax 0.11.2 needs ``XLA_FLAGS=--xla_gpu_enable_triton_gemm=false``: else XLA stops in
+``triton_tiling_propagation``.
 """
 
 import argparse
@@ -30,7 +31,6 @@ from jaxfmi.command import networks
 from jaxfmi.report import panel
 
 HERE = Path(__file__).parent
-jax.config.update("jax_default_matmul_precision", "default")  # trained as a device trains fastest
 DATA = [HERE.parents[1] / "shared" / "data", HERE.parent / "shared" / "data"]
 
 
@@ -98,7 +98,7 @@ def complete(trainer: Trainer, run: Run, data, x, folder: Path, deadline: float,
     jax.block_until_ready(state.params)
     seconds = time.perf_counter() - start
     found, maps = measure(trainer, state, run, data, x, count)
-    found |= {"losses": losses, "seconds": seconds}
+    found |= {"losses": losses, "seconds": seconds, "environment": environment()}
     if run.setting == next(iter(trainer.experiment.settings)):
         if run.arm == "lfi":
             found["sanity"] = sanity(trainer, state, x[:200], data.size, run.seed)
@@ -121,6 +121,11 @@ def gather(name: str, data, folder: Path) -> dict[str, Any]:
     x = inputs(data)
     controls = {k: placed(m, data.regions, data.small) for k, m in no_net(x, data.size).items()}
     chance = {k: float(m.mean()) for k, m in data.regions.items()}
+    chance |= {
+        f"small {k}": float(m[data.small].mean())
+        for k, m in data.regions.items()
+        if data.small.any()
+    }
     steady = {}
     for arm, map_name in OWN.items():
         mine = [r for r in runs if r["arm"] == arm and r["setting"] in EXPERIMENTS[name].settings]
@@ -131,7 +136,8 @@ def gather(name: str, data, folder: Path) -> dict[str, Any]:
         for kind, pairs in kinds_of_pairs([(r["setting"], r["seed"]) for r in mine]).items():
             steady[f"{arm} {map_name}, {kind} differs"] = steadiness(maps, right, pairs)
     example = _examples(data, folder)
-    return {"runs": runs, "no net": controls, "chance": chance, "steadiness": steady} | example
+    found = {"runs": runs, "classes": data.classes, "no net": controls, "chance": chance}
+    return found | {"steadiness": steady} | example
 
 
 def _examples(data, folder: Path, count: int = 6) -> dict[str, Any]:
@@ -151,14 +157,19 @@ def _examples(data, folder: Path, count: int = 6) -> dict[str, Any]:
 def perform_all(names: list[str], options) -> None:
     """Go on with experiments, one after the other, and write what they have come to."""
     for name in names:
-        folder, start = options.out / name, time.perf_counter()
+        folder = options.out / "-".join([name, *changes(options)])
         folder.mkdir(parents=True, exist_ok=True)
         data = EXPERIMENTS[name].data(options.data, options.limit)
         left = perform(name, data, folder, options)
-        content = {"environment": environment(), "seconds": time.perf_counter() - start}
-        content |= {"left": [run.name for run in left]} | gather(name, data, folder)
-        (RESULTS / f"lfi_cam_{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        content = {"left": [run.name for run in left]} | gather(name, data, folder)
+        (RESULTS / f"lfi_cam_{folder.name}.json").write_text(json.dumps(content, indent=1) + "\n")
         print(f"{name}: {len(left)} runs left" if left else f"{name}: finished")
+
+
+def changes(options) -> list[str]:
+    """What is unlike the recipe: such runs have a folder and results of their own."""
+    given = {"epochs": options.epochs, "limit": options.limit}
+    return [f"{name}{value}" for name, value in given.items() if value]
 
 
 def main() -> None:
@@ -172,7 +183,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--epochs", type=int, default=0, help="instead of the recipe's")
-    parser.add_argument("--limit", type=int, default=0, help="of training pictures, to try it")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="of pictures (of CIFAR-10: of a class), to try it"
+    )
     parser.add_argument("--curves", type=int, default=200, help="pictures of deletion, insertion")
     parser.add_argument("--page", action="store_true", help="write lfi_cam.md and no more")
     options = parser.parse_args()

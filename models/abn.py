@@ -60,7 +60,8 @@ class Abn(nnx.Module):
     """A backbone with an attention branch `[N, H, W, channels] -> [N, num_classes]`, in eval mode.
 
     Beside the backbone's own tags there are `attention` (A `[N, h, w, 1]`) and `attended`
-    ((1 + A) ⊙ E), both before those of the last stage.
+    ((1 + A) ⊙ E), both before those of the last stage. The branch's weights are drawn as the
+    authors do; the backbone keeps those that it has.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Abn(nnx.Module):
         rngs = rngs or nnx.Rngs(0)
         self.backbone = backbone
         self.branch = AttentionBranch(backbone, dtype=dtype, rngs=rngs)
-        draw_as_torch(self, rngs)
+        draw_as_torch(self.branch, rngs)
         self.eval()
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -96,7 +97,9 @@ class CifarOptions(Options, total=False):
 def abn(build: Callable[..., Staged], options: Options) -> Abn:
     """Give an attention branch to the backbone that `build` makes of the options."""
     rngs, dtype = options.get("rngs") or nnx.Rngs(0), options.get("dtype")
-    return Abn(build(**{**options, "rngs": rngs}), dtype=dtype, rngs=rngs)
+    backbone = build(**{**options, "rngs": rngs})
+    draw_as_torch(backbone, rngs)
+    return Abn(backbone, dtype=dtype, rngs=rngs)
 
 
 def abn_resnet8(**options: Unpack[CifarOptions]) -> Abn:

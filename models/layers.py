@@ -121,8 +121,8 @@ def batch_norm(features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx
 def draw_as_torch(model: nnx.Module, rngs: nnx.Rngs) -> None:
     """Draw the weights again, in place, as the authors of most CIFAR networks do in torch.
 
-    Convolutions ~ N(0, 2 / (kernel area · outputs)), He's for the backward pass; dense layers and
-    their biases uniform in ±1 / √inputs, torch's default.
+    Convolutions ~ N(0, 2 / (kernel area · outputs)), He's for the backward pass, and their biases
+    0; dense layers and their biases uniform in ±1 / √inputs, torch's default.
     """
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.Conv):
@@ -130,8 +130,9 @@ def draw_as_torch(model: nnx.Module, rngs: nnx.Rngs) -> None:
             std = np.sqrt(2 / (np.prod(kernel.shape[:2]) * kernel.shape[-1]))
             normal = jax.random.normal(rngs.params(), kernel.shape, kernel.dtype)
             kernel.set_value(std.astype(kernel.dtype) * normal)
-        elif isinstance(module, nnx.Linear):
-            bound = module.in_features**-0.5
+        elif isinstance(module, nnx.Linear | nnx.LinearGeneral):
+            outputs = np.prod(np.atleast_1d(module.out_features))
+            bound = (module.kernel.size / outputs) ** -0.5
             for weight in (module.kernel, *([] if module.bias is None else [module.bias])):
                 uniform = partial(jax.random.uniform, minval=-bound, maxval=bound)
                 weight.set_value(uniform(rngs.params(), weight.shape, weight.dtype))

@@ -26,7 +26,7 @@ from jaxfmi.taps import tag
 
 Attention = Literal["learned", "uniform", "off", "deep"]
 Form = Literal["paired", "every"]
-NORMS = 4  # convolutions of the feature importance network
+CONVOLUTIONS = 4  # of the feature importance network
 
 
 class Backbone(Protocol):
@@ -122,7 +122,7 @@ class Importance(nnx.Module):
             raise ValueError(f"fin is 'paired' or 'every', got {form!r}")
         self.form = form
         kinds = {"dtype": dtype, "rngs": rngs}
-        self.convs = nnx.List(ConvNorm(maps, maps, 3, **kinds) for _ in range(NORMS))
+        self.convs = nnx.List(ConvNorm(maps, maps, 3, **kinds) for _ in range(CONVOLUTIONS))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The maps whose averages tell how important each channel is."""
@@ -141,7 +141,8 @@ class LfiCam(nnx.Module):
 
     `attention` is "learned", or one of the controls of an experiment: "uniform" has w = 1/C and no
     FIN; "off" is the backbone alone (its A would be 0); "deep" puts FIN's convolutions in
-    series, F' = FIN(F), tagged `deep`: no attention, and as many parameters as LFI-CAM.
+    series, F' = FIN(F), tagged `deep`: no attention, and as many parameters as LFI-CAM. FIN's
+    weights are drawn as the authors do; the backbone keeps those that it has.
     """
 
     def __init__(
@@ -159,7 +160,8 @@ class LfiCam(nnx.Module):
         self.backbone, self.attention = backbone, attention
         maps, learned = backbone.maps, attention in ("learned", "deep")
         self.fin = Importance(maps, fin, dtype=dtype, rngs=rngs) if learned else None
-        draw_as_torch(self, rngs)
+        if self.fin is not None:
+            draw_as_torch(self.fin, rngs)
         self.eval()
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -208,6 +210,7 @@ def lfi_cam(build: Callable[..., Backbone], options: LfiCamOptions, fin: Form = 
     attention, fin = options.get("attention", "learned"), options.get("fin", fin)
     rest = {k: v for k, v in options.items() if k not in ("attention", "fin", "rngs")}
     backbone = build(**rest, rngs=rngs)
+    draw_as_torch(backbone, rngs)
     return LfiCam(backbone, attention=attention, fin=fin, dtype=options.get("dtype"), rngs=rngs)
 
 

@@ -173,6 +173,22 @@ def test_later_rows_do_not_replace_the_mean_of_lost_curves(whole, tmp_path):
         np.testing.assert_allclose(mean["scores"], expected["scores"], rtol=1e-12)
 
 
+def test_rows_of_other_folders_are_taken_over_once(whole, tmp_path):
+    """Also where the folders have one name, and some rows are in both."""
+    for place, indices in (("a", [0, 1, 2]), ("b", [2, 3, 4, 5])):
+        rows = whole.rows.filter(pl.col("index").is_in(indices))
+        tables.add(tmp_path / place / "out", tables.Table(rows, whole.settings, whole.fractions))
+    for place in ("a", "b", "b"):
+        tables.bring(tmp_path / "all", tmp_path / place / "out")
+    table = tables.load(tmp_path / "all")
+    assert table.rows.select(tables.KEY).equals(whole.rows.select(tables.KEY))
+    assert table.curves["random_map"]["deletion"]["n"] == 5
+    other = whole.settings | {"seed": 7}
+    tables.add(tmp_path / "c", tables.Table(whole.rows, other, whole.fractions))
+    with pytest.raises(ValueError, match="was made with seed=7 and not 0"):
+        tables.bring(tmp_path / "all", tmp_path / "c")
+
+
 @pytest.mark.parametrize("stop", [1, 3, 6, 9])
 def test_a_killed_run_goes_on(whole, network, folder, tmp_path, stop):
     maps = 0

@@ -13,7 +13,14 @@ from reference import min_max
 
 import jaxfmi
 from jaxfmi import class_score, metrics, probability
-from jaxfmi.metrics import confidence, deletion, deletion_curve, insertion, insertion_curve
+from jaxfmi.metrics import (
+    confidence,
+    deletion,
+    deletion_curve,
+    insertion,
+    insertion_curve,
+    region_perturbation,
+)
 
 CURVES = pytest.mark.parametrize("curve", [deletion_curve, insertion_curve])
 
@@ -252,8 +259,32 @@ def test_pixels_may_be_permuted_with_the_map():
 
 def test_a_score_of_zero_has_no_drop():
     found = confidence(lambda x: 0 * x.sum())(images(1)[0], jnp.ones((HEIGHT, WIDTH)))
-    assert np.isnan(found.drop)
-    assert np.isnan(found.increase)
+    assert np.isnan([found.drop, found.increase, found.gain]).all()
+
+
+@pytest.mark.parametrize("share", [0.07, 0.29, 0.57, 0.58])
+def test_a_share_of_pixels_is_no_victim_of_rounding(share):
+    x = jnp.ones((10, 10, 1))
+    kept = confidence(lambda x: x.mean(), keep=share)(x, x[..., 0])
+    close(kept.explained, share, 1e-7)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_a_constant_map_has_an_order(value):
+    """That of its pixels, all of which are tied: no NaN, and the same for every constant."""
+    score, x = class_score(tiny("nnx"), probability), images(1)[0]
+    flat = jnp.full((HEIGHT, WIDTH), value)
+    ordered = -jnp.arange(flat.size, dtype=flat.dtype).reshape(flat.shape)
+    with jax.debug_nans(True):
+        for make in (deletion_curve, insertion_curve):
+            got, expected = (make(score, steps=6)(x, m, 1) for m in (flat, ordered))
+            close(got.scores, expected.scores)
+            close(got.tied, 1 - 1 / flat.size, 1e-6)
+        aopc = region_perturbation(score, patch=1, regions=6)
+        close(aopc(x, flat, 1), aopc(x, ordered, 1))
+        key = jax.random.key(0)
+        values = [metrics.road(score)(x, m, 1, key=key) for m in (flat, ordered)]
+        close(*values, 1e-5)
 
 
 def test_a_score_of_one_can_gain_nothing():

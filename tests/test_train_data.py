@@ -184,7 +184,7 @@ def test_digits_by_name():
     data = open_source("digits_on_textures(train=6,test=4,classes=2,size=32)")
     assert data["train"].images.shape == (6, 32, 32, 3)
     assert data["test"].names == ("below 5", "5 or more")
-    with pytest.raises(ValueError, match=r"can't be drawn with 'side=3': .*'side'"):
+    with pytest.raises(ValueError, match=r"can't be drawn with \{'side': 3\}: .*'side'"):
         open_source("digits_on_textures(side=3)")
 
 

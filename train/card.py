@@ -10,7 +10,7 @@ import numpy as np
 from jaxfmi.cam import grad_cam
 from jaxfmi.models.preprocess import Preprocess
 from jaxfmi.train.augment import normalise
-from jaxfmi.train.data import Records, Split, sweep
+from jaxfmi.train.data import Records, Split, boxes_of, sweep
 from jaxfmi.train.options import command
 
 __all__ = ["card", "cover", "inside", "pointing"]
@@ -27,9 +27,10 @@ def card(
     `config.layer` is not "", what `pointing` measures joins the figures.
     """
     height, width = next(sweep(val, config, 1)).images.shape[1:3]
-    if isinstance(val, Split) and val.boxes is not None and config.layer:
+    boxes = boxes_of(val, config.size)
+    if isinstance(val, Split) and boxes is not None and config.layer:
         x = normalise(val.images / np.float32(255), config.mean, config.std)
-        figures = figures | pointing(model, x, val.labels, val.boxes, config.layer)
+        figures = figures | pointing(model, x, val.labels, boxes, config.layer)
     return {
         "note": config.note,
         "classes": val.names,

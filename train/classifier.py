@@ -75,6 +75,8 @@ def train_step(graph: Graph, state: State, images, labels, *, config: Config, si
     model.train()
     key = jax.random.fold_in(state.key, optimizer.step[...])
     options = {name: getattr(c, name) for name in AUGMENTATIONS}
+    if c.size:  # pictures were cropped as they were read
+        options |= {"min_scale": 1.0, "stretch": 1.0}
     x = normalise(augment(key, images, size, **options), c.mean, c.std)
     gradient = nnx.value_and_grad(loss_fn, has_aux=True)
     (loss, out), grads = gradient(model, x, labels, c.label_smoothing)
@@ -177,6 +179,13 @@ def _check(config: Config, data: Data) -> None:
     """Raise ValueError for what can be seen before a network is built."""
     spread(config)
     steps_in_epoch(data["train"], config)
+    names = data["train"].names
+    for split, held in data.items():
+        if held.names != names:
+            raise ValueError(
+                f"the classes of {split} are {_listed(held.names)}; those of train "
+                f"{_listed(names)}: they have to be the same, in the same order"
+            )
     folder = Path(config.out, "checkpoint")
     if (at := checkpoint.latest(folder)) is None:
         return
@@ -241,11 +250,11 @@ def _finish(run: Run, model: nnx.Module, state: State) -> nnx.Module:
         step, state = checkpoint.restore(run.folder, state, checkpoint.best(run.folder))
         selected = f"step {step}, the best on {c.select}"
     model, found = _filled(model, state), {}
+    save(model, run.out / "model.safetensors", half=c.half)
     held = {name: run.data[name] for name in ("val", "test") if name in run.data}
     for name, split in held.items():
         figures = loop.figures(run.measure, loop.weights(state), split, c, run.batch)
         found |= {f"{name}_{key}": value for key, value in figures.items()}
-    save(model, run.out / "model.safetensors", half=c.half)
     reported = held["test"] if "test" in held else held["val"]
     about = card(model, reported, c, found, MODULE) | {"selected": selected}
     (run.out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -258,6 +267,10 @@ def _filled(model: nnx.Module, state: State) -> nnx.Module:
     model = nnx.merge(graph, jax.device_put(loop.weights(state), jax.devices()[0]))
     model.eval()
     return model
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _cross_entropy(logits, labels):

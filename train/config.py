@@ -34,7 +34,8 @@ class Config:
       hold_out: pictures of each class that are taken out of the training split to validate on;
         the data's own other split is then the test split.
       size: side to which pictures are brought as they are read: to train, a random crop of
-        `min_scale`..1 of the area; to evaluate, the middle of a resized picture. 0: as they are.
+        `min_scale`..1 of the area; to evaluate, the middle of a resized picture. Boxes do not lie
+        on these, and count for nothing. 0: as they are.
       epochs: passes over the training split.
       batch_size: pictures in a step; the rest of an epoch that fills no batch is left out.
       sizes: sides of the training pictures inside the step, in equal shares of the epochs. Small

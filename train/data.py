@@ -11,7 +11,7 @@ from jaxfmi.train.config import Config
 from jaxfmi.train.sources import Data, Records, Split, hold_out, load_split, open_source
 
 __all__ = ["Batch", "Data", "Records", "Split", "augment", "batches", "load_data", "load_split"]
-__all__ += ["normalise", "sweep"]
+__all__ += ["boxes_of", "normalise", "sweep"]
 
 
 class Batch(NamedTuple):
@@ -79,6 +79,11 @@ def sweep(split: Split | Records, config: Config, limit: int | None = None) -> I
 def count(split: Split | Records) -> int:
     """The number of pictures."""
     return len(split.labels) if isinstance(split, Split) else split.length
+
+
+def boxes_of(split: Split | Records, size: int) -> np.ndarray | None:
+    """The boxes [N, 4] of pictures as they are read; None for none, or where `size` cuts them."""
+    return split.boxes if isinstance(split, Split) and not size else None
 
 
 def steps_in_epoch(split: Split | Records, config: Config) -> int:

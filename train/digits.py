@@ -1,8 +1,8 @@
 """Digits on textures: made pictures whose boxes and strokes are known exactly.
 
 The digits are scikit-learn's 1797 scans of 8×8 pixels, the textures scikit-image's photographs;
-both come with their packages, and nothing is downloaded. Scans and places of textures in the
-training pictures are not in the test pictures.
+both come with their packages, and nothing is downloaded. No scan is in training and test pictures
+both; textures are parts of the same photographs.
 """
 
 from collections.abc import Mapping

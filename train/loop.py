@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxfmi.train import attention, checkpoint
 from jaxfmi.train.checkpoint import Save
 from jaxfmi.train.config import Config
-from jaxfmi.train.data import Data, Records, Split, batches, count, sweep
+from jaxfmi.train.data import Data, Records, Split, batches, boxes_of, count, sweep
 from jaxfmi.train.journal import Journal
 from jaxfmi.train.schedule import schedule
 
@@ -108,7 +108,7 @@ def train(
                 _save(run, save, state, at, score)
             if stop and at < run.total:
                 break
-    if caught and at < run.total:
+    if caught:
         _leave(caught[0], at, tell)
     return at, state
 
@@ -127,7 +127,8 @@ def means(run: Run, state: State, at: int) -> dict[str, float]:
             kept = "there is no checkpoint" if last is None else f"that of step {last} is kept"
             raise FloatingPointError(
                 f"the {what} is {sums[name]} in epoch {(at - 1) // run.steps}, at step {at} or "
-                f"little before; {kept}; try a learning rate below {run.config.learning_rate}"
+                f"little before; {kept}; begin anew in another folder, with a learning rate below "
+                f"{run.config.learning_rate}"
             )
     return {name: value / n for name, value in sums.items()}
 
@@ -214,7 +215,7 @@ def _examine(
     if seen := _maps(run, model, split):
         maps, images, labels = seen
         found |= attention.steadiness(maps, before)
-        boxes = split.boxes if isinstance(split, Split) else None
+        boxes = boxes_of(split, c.size)
         if boxes is not None:
             found |= attention.localise(maps, boxes[: len(maps)], images.shape[1:3])
         if c.panel_every and (epoch + 1) // c.evaluate_every % c.panel_every == 0:
@@ -238,7 +239,7 @@ def _maps(run: Run, model: nnx.State, split: Split | Records) -> list[np.ndarray
 
 def _save(run: Run, save: Save, state: State, at: int, score: float | None) -> None:
     means(run, state, at)  # what is not finite is never saved
-    meta = {"config": asdict(run.config), "position": at}
+    meta = {"config": asdict(run.config)}
     save(at, state, meta | {"classes": run.data["train"].names}, score)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxfmi.train.digits import draw_digits
-from jaxfmi.train.sources import DIGITS, Data, Split, open_source
+from jaxfmi.train.sources import DIGITS, Data, Split, digits_options, open_source
 
 __all__ = ["prepare"]
 
@@ -96,14 +96,17 @@ def _examples(pictures: Split, masks: np.ndarray | None) -> Iterator[tuple[int, 
 def _main() -> None:
     parser = argparse.ArgumentParser("python -m jaxfmi.train.prepare", description=__doc__)
     parser.add_argument("data", help="what --data of `jaxfmi train` takes and memory holds")
-    parser.add_argument("--name", help="of the data set; else the last part of data")
+    parser.add_argument(
+        "--name", help="of the data set; else digits_on_textures, or the last part of data"
+    )
     parser.add_argument("--data-dir", required=True, help="where data sets are kept")
     words = parser.parse_args()
-    data, masks = open_source(words.data), None
-    if words.data == DIGITS:
-        drawn = {split: draw_digits(len(s.labels), split) for split, s in data.items()}
+    data, masks, name = open_source(words.data), None, Path(words.data).name
+    if (options := digits_options(words.data)) is not None:
+        name, how = DIGITS, {k: v for k, v in options.items() if k not in data}
+        drawn = {split: draw_digits(len(s.labels), split, **how) for split, s in data.items()}
         masks = {split: d.masks for split, d in drawn.items()}
-    print(prepare(words.name or Path(words.data).name, data, words.data_dir, masks))
+    print(prepare(words.name or name, data, words.data_dir, masks))
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ def open_source(name: str, data_dir: str = "") -> dict[str, Any]:
         return {"train": load_split(found)} | {
             k: load_split(p) for k, p in others.items() if p.is_file()
         }
-    if drawn := re.fullmatch(rf"{DIGITS}(\((.*)\))?", name):
-        return _digits(drawn[2] or "")
+    if (options := digits_options(name)) is not None:
+        return _digits(options)
     if path.is_dir() and (path / "train").is_dir():
         return _folders(path)
     if path.is_dir() or (re.fullmatch(r"[a-z]\w*([/:][\w.:-]+)?", name) and not path.exists()):
@@ -157,16 +157,26 @@ def _decode(file: Any) -> np.ndarray:
         return np.asarray(to_rgb(image))
 
 
-def _digits(options: str) -> dict[str, Any]:
-    """Draw them, with options such as `size=32,classes=2`."""
+def digits_options(name: str) -> dict[str, int] | None:
+    """The options of digits on textures, such as `size=32,classes=2`; None for other data.
+
+    Raises:
+      ValueError: an option is no whole number.
+    """
+    if not (drawn := re.fullmatch(rf"{DIGITS}(\((.*)\))?", name)):
+        return None
+    words = [word.partition("=") for word in (drawn[2] or "").split(",") if word.strip()]
+    return {key.strip(): int(value) for key, _, value in words}
+
+
+def _digits(options: dict[str, int]) -> dict[str, Any]:
+    """Draw them."""
     from jaxfmi.train.digits import digits_on_textures
 
-    words = [word.partition("=") for word in options.split(",") if word.strip()]
     try:
-        given = {key.strip(): int(value) for key, _, value in words}
-        return dict(digits_on_textures(**given))
+        return dict(digits_on_textures(**options))
     except TypeError as error:
-        raise ValueError(f"{DIGITS} can't be drawn with '{options}': {error}") from error
+        raise ValueError(f"{DIGITS} can't be drawn with {options}: {error}") from error
 
 
 def _folders(path: Path) -> dict[str, Any]:
@@ -213,11 +223,12 @@ def _prepared(name: str, path: Path, data_dir: str) -> dict[str, Any]:
             f"no data at '{name}'; if it is a data set of tensorflow-datasets: {hint}"
         ) from error
     builder = _builder(tfds, name, path, data_dir)
-    sources = {"train": _records(builder, "train")}
+    sources: dict[str, Any] = {"train": _records(builder, "train")}
     for split, spellings in SPLITS.items():
         for spelling in spellings:
-            if spelling in builder.info.splits:
-                sources[split] = _records(builder, spelling)
+            held = _records(builder, spelling) if spelling in builder.info.splits else None
+            if held is not None:
+                sources[split] = held
     return sources
 
 
@@ -247,14 +258,19 @@ def _builder(tfds: Any, name: str, path: Path, data_dir: str) -> Any:
     return builder
 
 
-def _records(builder: Any, split: str) -> Split | Records:
-    """A split, in memory where its pictures have one size and are not too many."""
+def _records(builder: Any, split: str) -> Split | Records | None:
+    """A split, in memory where its pictures have one size and are not too many.
+
+    None for one without labels, such as ImageNet's test split.
+    """
     features, keys = builder.info.features, builder.info.supervised_keys or ("image", "label")
     for key in keys:
         if key not in features:
             raise ValueError(f"{builder.name} has no {key!r}, but {[*features]}")
     source, names = builder.as_data_source(split=split), tuple(features[keys[1]].names)
     read = partial(_read_record, source, *keys)
+    if split != "train" and len(source) and read(0)[1] < 0:
+        return None
     shape = features[keys[0]].shape
     if None in shape or len(source) * np.prod(shape) > MEMORY:
         return Records(read, len(source), names)

@@ -21,7 +21,7 @@ class Confidence(NamedTuple):
 
     drop: jax.Array  #: 100 max(0, clean - explained) / clean; NaN for a clean score of 0 or less
     increase: jax.Array  #: 100 where explained > clean, else 0; NaN likewise
-    gain: jax.Array  #: 100 max(0, explained - clean) / (1 - clean), 0 where clean is 1; NaN likewise
+    gain: jax.Array  #: 100 max(0, explained - clean) / (1 - clean), 0 for clean 1; NaN likewise
     clean: jax.Array
     explained: jax.Array
 
