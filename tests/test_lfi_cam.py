@@ -22,6 +22,7 @@ from flax import nnx
 import jaxfmi as jf
 from jaxfmi import models
 from jaxfmi.command import networks
+from jaxfmi.models.abn import Abn
 from jaxfmi.models.lfi_cam import (
     Importance,
     LfiCam,
@@ -483,6 +484,13 @@ def test_a_vgg_takes_attention():
 
 
 # Bad input
+
+
+@pytest.mark.parametrize("wrap", [LfiCam, Abn])
+def test_a_backbone_keeps_its_weights(wrap):
+    backbone = projected_resnet(8, width=4, rngs=nnx.Rngs(3))
+    before = jax.tree.map(jnp.copy, nnx.state(backbone))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(wrap(backbone).backbone), before)
 
 
 def test_maps_of_one_position_are_refused():

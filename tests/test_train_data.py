@@ -2,16 +2,21 @@
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from PIL import Image
-from training_run import config, pictures
+from training_run import Net, config, pictures
 
+from jaxfmi.train import classifier, sources
 from jaxfmi.train.augment import augment, centre_crop, normalise, random_crop
 from jaxfmi.train.data import batches, count, load_data, sweep
+from jaxfmi.train.loop import State
 from jaxfmi.train.sources import Records, Split, hold_out, open_source
 
 
@@ -69,6 +74,45 @@ def test_a_folder_of_class_folders(folder, tmp_path):
     assert np.concatenate([b.labels for b in found]).tolist() == [0, 0, 0, 1, 1, 1]
     first = np.concatenate([b.images for b in found])[:, 0, 0, 0]
     assert first.tolist() == [40, 41, 42, 60, 61, 62]
+
+
+def test_pictures_that_are_cropped_as_they_are_read_are_not_cropped_again(tmp_path):
+    """A step sees what was read; without ``size`` it crops itself."""
+    read = config(tmp_path, batch_size=4, size=8, min_scale=0.3, stretch=1.3, ema=0.0)
+    split = pictures(4)
+
+    def losses(c):
+        model = Net()
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+        (graph, weights), (rest, momentum) = nnx.split(model), nnx.split(optimizer)
+        sums = {name: jnp.zeros(()) for name in ("steps", "grad_norm", "loss", "accuracy")}
+        state = State(weights, momentum, nnx.State({}), sums, jax.random.key(0))
+        step = classifier.train_step
+        return step((graph, rest), state, split.images, split.labels, config=c).sums["loss"]
+
+    whole = losses(replace(read, min_scale=1.0, stretch=1.0))
+    assert losses(read) == whole
+    assert losses(replace(read, size=0)) != whole
+
+
+class Unlabelled:
+    """A builder whose test split has no labels, like ImageNet's."""
+
+    name = "unlabelled"
+
+    def __init__(self):
+        label = SimpleNamespace(names=["red", "green"])
+        features = {"image": SimpleNamespace(shape=(None, None, 3)), "label": label}
+        self.info = SimpleNamespace(features=features, supervised_keys=None)
+
+    def as_data_source(self, split):
+        label = -1 if split == "test" else 1
+        return [{"image": np.zeros((4, 4, 3), np.uint8), "label": label}] * 3
+
+
+def test_a_split_without_labels_is_left_out():
+    assert sources._records(Unlabelled(), "test") is None
+    assert sources._records(Unlabelled(), "validation").length == 3
 
 
 @pytest.mark.parametrize("workers", [2])

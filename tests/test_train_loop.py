@@ -110,11 +110,18 @@ def test_a_batch_that_the_devices_do_not_divide(tmp_path):
 
 
 def test_another_number_of_classes_than_the_network(tmp_path):
-    train = data()["train"]._replace(names=("red", "green", "blue"))
+    three = {k: v._replace(names=("red", "green", "blue")) for k, v in data().items()}
+    train = three["train"]
     with pytest.raises(ValueError, match=r"the data has 3 classes, but the network gives \(1, 2\)"):
-        classifier.main(config(tmp_path), Net(), data() | {"train": train})
+        classifier.main(config(tmp_path), Net(), three)
     with pytest.raises(ValueError, match=r"the data has 3 classes, but the network gives \(1, 2\)"):
         classifier.evaluate(Net(), train, config(tmp_path))
+
+
+def test_splits_of_other_classes(tmp_path):
+    test = data()["test"]._replace(names=("green", "red"))
+    with pytest.raises(ValueError, match="classes of test are green, red; those of train red, gre"):
+        classifier.main(config(tmp_path), Net(), data() | {"test": test})
 
 
 class Small(nnx.Module):
