@@ -157,7 +157,7 @@ def _components(score, name: str, base: Base, chunk, a, x, *args) -> jax.Array:
 def _check(base: Base, denoise: float, norm: str, split: str) -> None:
     if isinstance(base, str) and base not in (*WEIGHTS, "score_cam"):
         raise ValueError(f"no base {base!r}; there are {', '.join(WEIGHTS)}, score_cam")
-    if not 0 <= denoise <= 1:
+    if isinstance(denoise, bool) or not 0 <= denoise <= 1:
         raise ValueError(f"denoise is a share of the rank, 0 to 1; got {denoise}")
     for what, given, there in (("norm", norm, NORMS[:2]), ("split", split, SPLITS)):
         if given not in there:

@@ -64,10 +64,10 @@ def transport(
         out = taps.rewrite(marked, walk)(x)
         return (walk.reached if until else jax.tree.map(walk.array, out, is_leaf=is_held)), walk
 
-    counted = {}
-    jax.eval_shape(lambda gates: counted.update(n=run(gates)[1].met), ones)
-    needed = counted["n"] if until is None else NEVER  # a tag is no score: nothing is behind it
-    out, pull = jax.vjp(lambda gates: run(gates, needed)[0], ones)
+    counted = {"n": NEVER}  # a tag is no score: nothing is behind it
+    if until is None:
+        jax.eval_shape(lambda gates: counted.update(n=run(gates)[1].met), ones)
+    out, pull = jax.vjp(lambda gates: run(gates, counted["n"])[0], ones)
 
     def back(cotangent):
         found = pull(cotangent)[0]

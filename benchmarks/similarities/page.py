@@ -66,7 +66,9 @@ the map of the same picture for a partner of another class, drawn at random, or 
 the sign of its map: -1 says nothing there). `score` and `missing`: the mean of what a map explains,
 and of what its total is away from it. Deletion (low is good) and insertion (high is good)
 are areas under the similarity, where 1 is that of the whole picture and 0 that of the blurred one
-(in A: without ink)."""
+(in A: without ink). `recall@1` is of all pictures: of ImageNet's 400, only 139 have another of
+their class among them. The overall activation map of Zhu et al., unclipped, is FAM's complete one
+here, where embeddings are averages."""
     )
 
 
