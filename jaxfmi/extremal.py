@@ -1,4 +1,8 @@
-"""Extremal perturbation: the mask of a given area that keeps the score highest, by descent."""
+"""Extremal perturbation: the mask of a given area that keeps the score highest, by descent.
+
+A few masks that are differentiated, and change at every step: nothing for the engine of
+``perturbation.py``, which streams many that are known beforehand, forward only.
+"""
 
 import math
 from collections.abc import Sequence

@@ -136,11 +136,16 @@ def corpus(mean, foil_mean) -> Similarity:
 
 
 def product_scale(similarity: Similarity) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """What a similarity that is a product of parts multiplies q s by: ``(q, s) -> factor``."""
+    """What a similarity that is a product of parts multiplies q s by: ``(q, s) -> factor``.
+
+    Raises:
+      ValueError: another similarity; or an embedding is zero, where its values are known.
+    """
     if similarity is dot:
         return lambda q, s: jnp.ones((), q.dtype)
     if similarity is cosine:
-        return lambda q, s: divide(1.0, jnp.sqrt((q * q).sum() * (s * s).sum()))
+        whose = "the image's embedding", "the partner's embedding"
+        return lambda q, s: divide(1.0, _norm(q, whose[0]) * _norm(s, whose[1]))
     raise ValueError(
         f"places are compared by 'cosine' or 'dot'; got {similarity!r}, which is no product of "
         "what places add"

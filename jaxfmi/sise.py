@@ -93,7 +93,8 @@ def sise(
     One forward and one backward pass, and one evaluation for every selected map.
 
     Args:
-      score: ``(x [H, W, C], *args) -> scalar``, a log-odds, which ``batched`` gives.
+      score: ``(x [H, W, C], *args) -> scalar``, a log-odds, which ``batched`` gives; with one of
+        your own, ``link=jax.nn.sigmoid``.
       layers: tags from shallow to deep; ``"auto"`` as ``sise_layers``.
       mu: how large a mean gradient has to be, as a share of the layer's largest.
       link: what makes the weight of a mask from its score. ``"auto"`` is the sigmoid for a score

@@ -2,7 +2,7 @@
 
 from functools import partial, reduce
 from itertools import product
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ def batch_norm(features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx
     return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, **exact)
 
 
-def draw_as_torch(model: nnx.Module, rngs: nnx.Rngs) -> None:
+def draw_as_torch(model: Any, rngs: nnx.Rngs) -> None:
     """Draw the weights again, in place, as the authors of most CIFAR networks do in torch.
 
     Convolutions ~ N(0, 2 / (kernel area · outputs)), He's for the backward pass, and their biases

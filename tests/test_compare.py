@@ -115,6 +115,15 @@ def test_one_line_of_what_is_wrong(tmp_path, pictures, words, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_one_picture_thrice_has_no_centred_cosine(tmp_path, pictures):
+    copies = [tmp_path / f"{i}.png" for i in range(3)]
+    for copy in copies:
+        copy.write_bytes(pictures[0].read_bytes())
+    result = run(*copies, "--similarity", "centred_cosine", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "picture 1 has an embedding that is the mean of all" in result.output.replace("\n", " ")
+
+
 def test_files_that_are_not_there_or_in_the_way(tmp_path, pictures):
     (tmp_path / "text.png").write_text("no picture")
     for words, message in (

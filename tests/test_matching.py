@@ -45,6 +45,13 @@ def test_clipped_as_the_authors_do():
     close(jf.overall_map(GAP, "a")(x, y), twin.overall(p, clip=True)[0])
 
 
+def test_an_embedding_of_zeros_has_no_cosine():
+    for of in (jf.point_to_point, jf.overall_map):
+        with pytest.raises(ValueError, match="the partner's embedding is zero: the cosine"):
+            of(GAP, "a")(A, 0 * B)
+        assert not of(GAP, "a", similarity="dot")(A, 0 * B).any()
+
+
 def test_points_between_places():
     """A pixel of an image larger than the layer is bilinear on its grid, the edge repeated."""
 

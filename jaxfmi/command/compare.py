@@ -28,6 +28,7 @@ CENTRED = "centred_cosine"  # from the mean of the pictures that are given
 DISTANCE = similarities.neg_squared_distance.__name__
 SIMILARITIES = (*(n for n in similarities.NAMED if n != "margin"), CENTRED)
 WEIGHTINGS = ("complete", "contribution", "none", "mean")
+ROUNDING = 1e-6  # of a length
 PACKAGES = ("jaxfmi", "jax", "flax", "numpy")
 Words = list[str] | None
 
@@ -118,9 +119,11 @@ def explain(
         return jax.lax.map(embedding(state), x)
 
     e = embed(state, x)
+    centres = {"cosine": (0, "of zeros"), CENTRED: (np.mean(e, 0), "that is the mean of all")}
+    centre, what = centres.get(similarity, (None, ""))
     for place, one in enumerate(e):
-        if similarity == "cosine" and not np.any(one):
-            raise ValueError(f"picture {place + 1} has an embedding of zeros, and so no cosine")
+        if centre is not None and np.linalg.norm(one - centre) <= ROUNDING * np.linalg.norm(one):
+            raise ValueError(f"picture {place + 1} has an embedding {what}, and so no cosine")
 
     @jax.jit
     def maps(state, x, e):

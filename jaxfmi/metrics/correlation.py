@@ -120,7 +120,7 @@ def mu_fidelity(
                 return draw_cells(key, shape, cells, number)
             return _spread(jax.random.bernoulli(key, share, cells), shape)
 
-        perturb, checked = removal(draw, baseline)(key, "mu_fidelity")
+        perturb, checked = removal(draw, baseline), check_key(key, "mu_fidelity")
         found = _sums_and_drops(score, perturb, samples, chunk, checked, x, heatmap, *args)
         return rank_correlation(*found)
 
