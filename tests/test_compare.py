@@ -120,7 +120,7 @@ def test_one_picture_thrice_has_no_centred_cosine(tmp_path, pictures):
     for copy in copies:
         copy.write_bytes(pictures[0].read_bytes())
     result = run(*copies, "--similarity", "centred_cosine", "--out", tmp_path / "out")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "picture 1 has an embedding that is the mean of all" in result.output.replace("\n", " ")
 
 
