@@ -103,6 +103,19 @@ def test_drop_of_the_highest_pixels(golden):
     close(golden(metrics.drop, "soft", keep=0.15), 3.5354, 5e-5)
 
 
+def test_conventions_of_others(golden):
+    """SISE's strict comparison leaves out the plateau; pytorch-grad-cam's drop is no share."""
+    for name, explained, lost in (("hard", 0.31065098, 3.1293), ("soft", 0.30934871, 3.5354)):
+        found = golden(confidence, name, keep=0.15, strict=True)
+        close(found.explained, explained, 1e-8)
+        close(found.drop, lost, 5e-5)
+    plain = golden(confidence, "soft", keep=0.15, relative=False)
+    close(plain.drop, 100 * (plain.clean - plain.explained), 1e-9)
+    assert plain.gain == 0
+    with pytest.raises(ValueError, match="strict is about the pixels that keep"):
+        confidence(lambda x: x.sum(), strict=True)
+
+
 @pytest.mark.parametrize(("name", "tied"), [("hard", 0.870117), ("soft", 0)])
 def test_the_share_of_ties_is_reported(golden, name, tied):
     close(golden(deletion_curve, name, steps=2).tied, tied)

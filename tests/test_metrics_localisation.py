@@ -119,10 +119,22 @@ def test_pointing_hits_nearer_than_15_pixels(offset, hit):
         assert pointing(heatmap, np.roll(inside, (shift, shift), (0, 1))) == hit
 
 
+@pytest.mark.parametrize("tolerance", [0, 3, 4.5])
+def test_any_of_one_peak_is_the_first(tolerance):
+    rng, inside = np.random.default_rng(0), region([(5, 6, 12, 9)], SIZE)
+    for heatmap in rng.random((30, *SIZE)):
+        first, one = (pointing(heatmap, inside, tolerance, ties) for ties in ("first", "any"))
+        assert first == one
+
+
 def test_pointing_without_tolerance_and_with_several_peaks():
     heatmap = jnp.zeros(SIZE).at[3, 4].set(1.0).at[8, 9].set(1.0)
     assert pointing(heatmap, region([(3, 4, 4, 5)], SIZE), tolerance=0) == 1
-    assert pointing(heatmap, region([(8, 9, 9, 10)], SIZE), tolerance=0) == 0  # not the first
+    second = region([(8, 9, 9, 10)], SIZE)
+    assert pointing(heatmap, second, tolerance=0) == 0  # not the first
+    assert pointing(heatmap, second, tolerance=0, ties="any") == 1
+    with pytest.raises(ValueError, match="'first' counts or 'any'; got 'last'"):
+        pointing(heatmap, second, ties="last")
 
 
 def test_regions_are_unions_of_boxes_rows_first():

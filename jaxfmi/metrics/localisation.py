@@ -4,11 +4,12 @@ A region is a mask [H, W] of bool at the map's size, the union of all instances 
 it is empty, or a map has no energy, a value is NaN: averages leave it out and count it.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.signal import convolve2d
 from jax.typing import ArrayLike
 
 from jaxfmi.metrics.metric import check_heatmap
@@ -104,24 +105,41 @@ def iou(heatmap: jax.Array, region: jax.Array, share: float = 0.2) -> jax.Array:
     return _ratio((binary & region).sum(), jnp.where(region.any(), (binary | region).sum(), 0))
 
 
-def pointing(heatmap: jax.Array, region: jax.Array, tolerance: float = 15.0) -> jax.Array:
+def pointing(
+    heatmap: jax.Array,
+    region: jax.Array,
+    tolerance: float = 15.0,
+    ties: Literal["first", "any"] = "first",
+) -> jax.Array:
     """Pointing game (Zhang et al., 2016): 1 if the map's peak is in the region or near it, else 0.
 
-    Near is closer than ``tolerance`` pixels (Euclidean) to a pixel of it, as in TorchRay, and the
-    peak is the first maximum. With tolerance 0 it is in the region or not. Quantus lets any of
-    several equal maxima hit, without a tolerance, and counts an empty mask as a hit.
+    Near is closer than ``tolerance`` pixels (Euclidean) to a pixel of it, as in TorchRay, where the
+    peak is the first maximum. With tolerance 0 it is in the region or not. With ties ``"any"`` one
+    of several equal maxima may hit, as in Quantus, which has no tolerance, and counts an empty mask
+    as a hit.
 
     Raises:
-      ValueError: a tolerance below 0.
+      ValueError: a tolerance below 0, or other ties.
     """
     if tolerance < 0:
         raise ValueError(f"tolerance is a number of pixels, at least 0; got {tolerance}")
+    if ties not in ("first", "any"):
+        raise ValueError(f"of equal maxima the 'first' counts or 'any'; got {ties!r}")
     heatmap, region = _both(heatmap, region)
+    if ties == "any":
+        reach = int(np.ceil(tolerance))
+        near = _near(jnp.arange(-reach, reach + 1), jnp.arange(-reach, reach + 1), tolerance)
+        around = convolve2d(region.astype(jnp.float32), near.astype(jnp.float32), "same") > 0.5
+        return _ratio(((heatmap == heatmap.max()) & around).any(), region.any())
     y, x = jnp.unravel_index(heatmap.argmax(), heatmap.shape)
     rows, columns = jnp.arange(heatmap.shape[0]) - y, jnp.arange(heatmap.shape[1]) - x
+    return _ratio((_near(rows, columns, tolerance) & region).any(), region.any())
+
+
+def _near(rows: jax.Array, columns: jax.Array, tolerance: float) -> jax.Array:
+    """Whether places at such offsets from one are closer than the tolerance to it, or itself."""
     distance = rows[:, None] ** 2 + columns[None] ** 2
-    near = (distance < tolerance**2) | (distance == 0)
-    return _ratio((near & region).any(), region.any())
+    return (distance < tolerance**2) | (distance == 0)
 
 
 def _both(heatmap: Any, region: Any) -> tuple[jax.Array, jax.Array]:
