@@ -356,12 +356,37 @@ AUTO = {
     "squeezenet1_0": "96@109 256@54 512@27 1000@13",
     "squeezenet1_1": "64@111 128@55 256@27 1000@13",
     **dict.fromkeys([n for n in models.MODELS if n.startswith("cifar")], "16@32 32@16 64@8"),
-    "lfi_cam_resnet20": "16@32 32@16 64@8",
-    "abn_resnet20": "16@32 32@16 64@8",
+    "lfi_cam_demo": "32@32 64@16 72@8",
+    "lfi_cam_resnet18": "64@224 64@112 128@56 256@28 512@14",
+    "lfi_cam_resnet50": "64@224 256@112 512@56 1024@28 2048@14",
+    "lfi_cam_vgg16_bn": VGG,
+    "abn_resnet18": RESNET.format(64, 128, 256, 512),
+    "abn_resnet50": RESNET.format(256, 512, 1024, 2048),
+    **{
+        f"{kind}_{name}": sizes
+        for kind in ("lfi_cam", "abn")
+        for names, sizes in (
+            (("resnet8", "resnet20", "resnet32"), "16@32 32@16 64@8"),
+            (("resnet44", "resnet56", "resnet110"), "64@32 128@16 256@8"),
+            (("densenet100",), "108@32 150@16 342@8"),
+        )
+        for name in names
+    },
+}
+SLOW = {"densenet161", "densenet169", "densenet201"} | {
+    f"{kind}_{name}"
+    for kind in ("lfi_cam", "abn")
+    for name in ("resnet32", "resnet50", "resnet56", "resnet110", "densenet100")
 }
 
 
-@pytest.mark.parametrize("name", AUTO)
+def test_auto_is_specified_for_all():
+    assert {*AUTO} == {*models.MODELS}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in AUTO]
+)
 def test_auto_is_the_specification_for_every_family(name):
     model = nnx.eval_shape(getattr(models, name))
     apply, params = functional(model)
