@@ -172,7 +172,7 @@ def _terms(view: View, multiply: Multiplier, reduction: Reduction, relevance) ->
     if relevance is not None:
         drops = jnp.abs(map_drops(a, view.a0, view.head, view.chunk))
         kept = (drops > relevance * drops.max()).reshape(kept.shape)
-    m = jnp.where(kept, parts, 0).sum(-1)
+    m = reductions.heatmap(parts, kept)
     return FMI(
         heatmap=m,
         map=m,

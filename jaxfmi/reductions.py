@@ -2,11 +2,12 @@
 
 A reduction is a function ``(multiplied, d, a) -> (fmi, parts)``: from what a multiplier gave, the
 difference ``d`` [h, w, K] and the activation ``a`` [h, w, K], to the importance of every feature
-map, [1, 1, K], and to what each map puts into the heatmap, [h, w, K]. "Complete" means that the
-parts keep the total of the multiplier.
+map, [1, 1, K], and to what each map puts into the heatmap: pairs of weights [1, 1, K] and maps
+[h, w, K], to be multiplied, or the products [h, w, K]. "Complete" means that the parts keep the
+total of the multiplier.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from jaxfmi.explainer import HW
 from jaxfmi.heatmap import divide
 from jaxfmi.multipliers import Elements, Multiplied, PerHalf, PerMap
 
-Reduction = Callable[[Multiplied, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Parts = jax.Array | Sequence[tuple[jax.Array, jax.Array]]
+Reduction = Callable[[Multiplied, jax.Array, jax.Array], tuple[jax.Array, Parts]]
 
 
 def signed(multiplied: Multiplied, d: jax.Array, a: jax.Array):
@@ -28,7 +30,7 @@ def signed(multiplied: Multiplied, d: jax.Array, a: jax.Array):
     rise, fall = jax.nn.relu(d), -jax.nn.relu(-d)
     up = divide(_sum(m * rise), _sum(rise))
     down = divide(_sum(m * fall), _sum(fall))
-    return jnp.stack([up, down]), up * rise + down * fall
+    return jnp.stack([up, down]), [(up, rise), (down, fall)]
 
 
 def mean(multiplied: Multiplied, d: jax.Array, a: jax.Array):
@@ -42,25 +44,25 @@ def mean(multiplied: Multiplied, d: jax.Array, a: jax.Array):
     m = _per_element(mean, multiplied, d)
     changed = (d != 0).any(HW, keepdims=True)  # what is unchanged has no importance
     fmi = jnp.where(changed, m.mean(HW, keepdims=True), 0)
-    return fmi, fmi * d
+    return fmi, [(fmi, d)]
 
 
 def ratio(multiplied: Multiplied, d: jax.Array, a: jax.Array):
     """Contribution over the sum of the difference: complete, but huge where that sum cancels."""
     fmi = divide(contributions(multiplied, d), _sum(d))
-    return fmi, fmi * d
+    return fmi, [(fmi, d)]
 
 
 def absmean(multiplied: Multiplied, d: jax.Array, a: jax.Array):
     """The mean of the multiplier weighted by |d|: bounded, not complete."""
     fmi = _absolute_mean(_per_element(absmean, multiplied, d), d)
-    return fmi, fmi * d
+    return fmi, [(fmi, d)]
 
 
 def proportional(multiplied: Multiplied, d: jax.Array, a: jax.Array):
     """A map's contribution spread over its |d|: complete."""
     fmi = divide(contributions(multiplied, d), _sum(jnp.abs(d)))
-    return fmi, fmi * jnp.abs(d)
+    return fmi, [(fmi, jnp.abs(d))]
 
 
 def contribution(multiplied: Multiplied, d: jax.Array, a: jax.Array):
@@ -69,7 +71,7 @@ def contribution(multiplied: Multiplied, d: jax.Array, a: jax.Array):
     The importance is in units of the score, unlike that of the others.
     """
     fmi = contributions(multiplied, d)
-    return fmi, fmi * a
+    return fmi, [(fmi, a)]
 
 
 def none(multiplied: Multiplied, d: jax.Array, a: jax.Array):
@@ -89,6 +91,18 @@ def contributions(multiplied: Multiplied, d: jax.Array) -> jax.Array:
     if isinstance(multiplied, Elements):
         return _sum(multiplied.e)
     return _sum(multiplied.m * d)
+
+
+def heatmap(parts: Parts, kept: jax.Array) -> jax.Array:
+    """The sum [h, w] of the parts of those feature maps that are ``kept``, bool [1, 1, K].
+
+    As products of matrices where weights and maps are apart: the maps of many partners are then one
+    product.
+    """
+    if isinstance(parts, jax.Array):
+        return jnp.where(kept, parts, 0).sum(-1)
+    weighted = ((jnp.where(kept, w, 0).reshape(-1), maps) for w, maps in parts)
+    return sum(jnp.einsum("hwk,k->hw", maps, w, precision="highest") for w, maps in weighted)
 
 
 def _absolute_mean(m: jax.Array, d: jax.Array) -> jax.Array:

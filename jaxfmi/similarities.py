@@ -35,7 +35,7 @@ SHARES = "__jaxfmi_shares__"
 def dot(q0: jax.Array, partner: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """The dot product q s."""
     s = _like(q0, partner)
-    return lambda q: (q * s).sum()
+    return lambda q: _product(q, s)
 
 
 def cosine(q0=None, partner=None, *, freeze_norms: bool = True):
@@ -57,7 +57,7 @@ def cosine(q0=None, partner=None, *, freeze_norms: bool = True):
         return functools.partial(cosine, freeze_norms=freeze_norms)
     s = _direction(_like(q0, partner), "the partner's embedding")
     frozen = _norm(q0, "the image's embedding")
-    return lambda q: divide((q * s).sum(), frozen if freeze_norms else _norm(q))
+    return lambda q: divide(_product(q, s), frozen if freeze_norms else _norm(q))
 
 
 def neg_squared_distance(q0: jax.Array, partner: jax.Array) -> Callable[[jax.Array], jax.Array]:
@@ -176,11 +176,16 @@ def _like(q0: jax.Array, partner, *, pair: bool = False, what: str = "the partne
     return jnp.asarray(partner, q0.dtype)
 
 
+def _product(q: jax.Array, s: jax.Array) -> jax.Array:
+    """The dot product; of one embedding and many, a product of matrices."""
+    return jnp.vdot(q, s, precision="highest")
+
+
 def _norm(v: jax.Array, what: str = "") -> jax.Array:
     """|v|, clean under ``grad`` at 0; if ``what`` it is is said, a known 0 is an error."""
     if what and not isinstance(v, Tracer) and not np.any(v):
         raise ValueError(f"{what} is zero: the cosine is not defined; take another similarity")
-    square = (v * v).sum()
+    square = _product(v, v)
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 

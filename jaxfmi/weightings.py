@@ -86,7 +86,7 @@ def reduction(
             _difference(weighting.weight, c, q, s)  # or an error
             c = shares(q, s)
         w = normalise(weighting.weight(c, q, s))[None, None]
-        return w, w * a
+        return w, [(w, a)]
 
     return contributing
 
