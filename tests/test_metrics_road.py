@@ -94,6 +94,12 @@ def test_the_noise_is_the_keys():
     assert compiled()(x, heatmap, 1, key=KEY) != compiled()(x, heatmap, 1, key=jax.random.key(4))
 
 
+@pytest.mark.parametrize("change", [lambda m: m + 3, lambda m: 2 * m, jnp.exp])
+def test_only_the_order_of_a_map_matters(change):
+    x, heatmap = images(1)[0], images(1, seed=5)[0, ..., 0]
+    assert compiled()(x, change(heatmap), 1, key=KEY) == compiled()(x, heatmap, 1, key=KEY)
+
+
 def test_the_chunk_does_not_matter():
     x, heatmap = images(1)[0], images(1, seed=5)[0, ..., 0]
     got = jax.jit(road(score, chunk=5))(x, heatmap, 1, key=KEY)
