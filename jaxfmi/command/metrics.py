@@ -54,7 +54,14 @@ CURVE = BASELINE | {"ties": Words({"first": "first", "last": "last"})}
 
 METRICS: dict[str, Metric] = {
     "energy_pointing": Metric(metrics.energy_pointing, "region", "higher", "0 to 1", main=True),
-    "pointing": Metric(metrics.pointing, "region", "higher", "0 or 1", main=True),
+    "pointing": Metric(
+        metrics.pointing,
+        "region",
+        "higher",
+        "0 or 1",
+        main=True,
+        words={"ties": Words({"first": "first", "any": "any"})},
+    ),
     "iou": Metric(metrics.iou, "region", "higher", "0 to 1", main=True),
     "box_hit": Metric(metrics.box_hit, "region", "higher", "0 to 1", main=True),
     "relevance_mass": Metric(metrics.relevance_mass, "region", "higher", "any, 1 is all inside"),
