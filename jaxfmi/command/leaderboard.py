@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -280,6 +281,7 @@ def _unusual(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a method that are not its defaults."""
     table = METHODS | CONTROLS
     usual = settings([name], [], table)[name] if name in table else {}
+    usual = json.loads(json.dumps(usual, default=str))  # as the table has them
     return {k: v for k, v in options.items() if k != "layer" and usual.get(k) != v}
 
 
