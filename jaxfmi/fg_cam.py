@@ -30,7 +30,7 @@ from jaxfmi.heatmap import divide
 from jaxfmi.lrp import check_place
 from jaxfmi.masks import activation_masks
 from jaxfmi.modules import probability
-from jaxfmi.pending import NORMS, SPLITS, Settings, Split
+from jaxfmi.pending import NORMS, Settings, Split, check_reading
 from jaxfmi.relevance import INPUT, transport
 from jaxfmi.rules import Bound, every, z_box, z_plus
 from jaxfmi.score_cam import AUTHORS, masked_scores
@@ -159,6 +159,4 @@ def _check(base: Base, denoise: float, norm: str, split: str) -> None:
         raise ValueError(f"no base {base!r}; there are {', '.join(WEIGHTS)}, score_cam")
     if isinstance(denoise, bool) or not 0 <= denoise <= 1:
         raise ValueError(f"denoise is a share of the rank, 0 to 1; got {denoise}")
-    for what, given, there in (("norm", norm, NORMS[:2]), ("split", split, SPLITS)):
-        if given not in there:
-            raise ValueError(f"{what} is one of {', '.join(there)}; got {given!r}")
+    check_reading(norm, split, NORMS[:2])

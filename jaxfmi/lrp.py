@@ -38,7 +38,7 @@ from jaxfmi.explainer import (
 )
 from jaxfmi.gradient import Reduce, channel_sum
 from jaxfmi.heatmap import divide
-from jaxfmi.pending import NORMS, SPLITS, Norm, Settings, Split
+from jaxfmi.pending import SPLITS, Norm, Settings, Split, check_reading
 from jaxfmi.relevance import INPUT, transport
 from jaxfmi.rules import NAMED, Composite
 
@@ -278,9 +278,7 @@ def check_place(score: Score, at: str, x, *args, upto: str = "the score") -> Non
 def _settings(
     composite: Composite | str, norm: Norm = "merge", bias: bool = True, split: Split = SPLITS[0]
 ) -> Settings:
-    for what, given, there in (("norm", norm, NORMS), ("split", split, SPLITS)):
-        if given not in there:
-            raise ValueError(f"{what} is one of {', '.join(there)}; got {given!r}")
+    check_reading(norm, split)
     if isinstance(composite, str):
         if composite not in NAMED:
             raise ValueError(f"no composite {composite!r}; there are {', '.join(NAMED)}")

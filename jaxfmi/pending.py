@@ -72,6 +72,13 @@ class Settings(NamedTuple):
     split: Split = "proportional"
 
 
+def check_reading(norm: str, split: str, norms: Sequence[str] = NORMS) -> None:
+    """Raise a ValueError for a way to read normalisation or sums of branches that there is not."""
+    for what, given, there in (("norm", norm, norms), ("split", split, SPLITS)):
+        if given not in there:
+            raise ValueError(f"{what} is one of {', '.join(there)}; got {given!r}")
+
+
 class Pending(NamedTuple):
     """A product with a constant kernel, and what constants have made of it: scale, shift."""
 
