@@ -7,6 +7,7 @@ map, [1, 1, K], and to what each map puts into the heatmap: pairs of weights [1,
 total of the multiplier.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -102,7 +103,8 @@ def heatmap(parts: Parts, kept: jax.Array) -> jax.Array:
     if isinstance(parts, jax.Array):
         return jnp.where(kept, parts, 0).sum(-1)
     weighted = ((jnp.where(kept, w, 0).reshape(-1), maps) for w, maps in parts)
-    return sum(jnp.einsum("hwk,k->hw", maps, w, precision="highest") for w, maps in weighted)
+    sums = [jnp.einsum("hwk,k->hw", maps, w, precision="highest") for w, maps in weighted]
+    return functools.reduce(jnp.add, sums)
 
 
 def _absolute_mean(m: jax.Array, d: jax.Array) -> jax.Array:
