@@ -190,19 +190,25 @@ class Walk:
             return None
 
         def moved(of, beside=lambda c: c):
-            return one(op(*(of(v) if is_held(v) else beside(v) for v in operands)))
+            out = op(*(of(v) if is_held(v) else beside(v) for v in operands))
+            return out if isinstance(out, list | tuple) else [out]
 
         v = operands[held[0]]
-        array = moved(lambda v: v.array)
+        arrays = moved(lambda v: v.array)
         if isinstance(v, _Gate):
             if len(held) > 1:
                 return None
-            settled = v.settled._replace(array=moved(lambda v: v.settled.array), positive=False)
-            return _Gate(array, settled, v.positive)
-        if op.name != "convert_element_type":
-            gate = wide(moved(lambda v: v.gate.astype(v.array.dtype), _ungated))
-            return _Pixels(array, gate, v.bounds)
-        return v._replace(array=array)
+            settled = (
+                v.settled._replace(array=a, positive=False)
+                for a in moved(lambda v: v.settled.array)
+            )
+            parts = [_Gate(a, s, v.positive) for a, s in zip(arrays, settled, strict=True)]
+        elif op.name == "convert_element_type":
+            parts = [v._replace(array=a) for a in arrays]
+        else:
+            gates = moved(lambda v: v.gate.astype(v.array.dtype), _ungated)
+            parts = [_Pixels(a, wide(g), v.bounds) for a, g in zip(arrays, gates, strict=True)]
+        return parts if op.name == "split" else parts[0]
 
     def activation(self, op: Op, operands, held):
         """A function of single entries."""

@@ -40,6 +40,9 @@ GATED = {
     "average pool": lambda y: nnx.avg_pool(y[None], (3, 3), (2, 2), "SAME"),
     "global maximum": lambda y: y.max((0, 1)),
     "selection": lambda y: jnp.where(y > 0, y, 0.1 * y),
+    "parts of a gate": lambda y: sum(
+        a * g for a, g in zip(jnp.split(y, 2, 2), jnp.split(jax.nn.sigmoid(y), 2, 2), strict=True)
+    ),
     "layout": lambda y: jnp.concatenate([y.transpose(1, 0, 2)[::-1], y.reshape(10, 13, 4)], 2),
     "indexing": lambda y: y[1::2, jnp.array([0, 3, 3])],
     "a cast": lambda y: y.astype(jnp.float32).astype(jnp.float64),
@@ -117,6 +120,7 @@ PADDED = {
     "wrap": lambda x: jnp.pad(x, ((1, 1), (1, 1), (0, 0)), "wrap"),
     "zeros": lambda x: jnp.pad(x, ((1, 1), (1, 1), (0, 0))),
     "cut": lambda x: x[:-1, 1:],
+    "in parts": lambda x: jnp.concatenate(jnp.split(x, 2, 1)[::-1], 1),
 }
 
 
