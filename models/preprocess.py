@@ -7,38 +7,47 @@ import numpy as np
 from jax.typing import ArrayLike
 from PIL import Image, ImageOps
 
-Triple = tuple[float, float, float]
+Colours = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Turns a PIL image into an input `(pixels / scale - mean) / std`, float32 `[H, W, 3]`.
+    """Turns a PIL image into an input `(pixels / scale - mean) / std`, float32 `[H, W, C]`.
 
     size: height and width. The whole picture is resized to it (bilinear, antialiased), whatever
         its shape: nothing is cropped, so that every pixel of the picture is explained.
     mean, std: per channel, in `order`.
-    order: "RGB", or "BGR" for weights from Caffe.
-    scale: what pixels of 0 to 255 are divided by first.
+    order: "RGB", "BGR" for weights from Caffe, or "L" for one channel, grey.
+    scale: what pixels of 0 to 255 are divided by first. Below 0 it turns light and dark around:
+        with -255 and a mean of -1, black ink on white paper is 1 on 0.
     """
 
     size: tuple[int, int]
-    mean: Triple
-    std: Triple = (1.0, 1.0, 1.0)
-    order: Literal["RGB", "BGR"] = "RGB"
+    mean: Colours
+    std: Colours = (1.0,)
+    order: Literal["RGB", "BGR", "L"] = "RGB"
     scale: float = 255.0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What an input has, [H, W, C]."""
+        return (*self.size, 1 if self.order == "L" else 3)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Return the input for `image`, of any mode; see `to_rgb`."""
         height, width = self.size
         resized = to_rgb(image).resize((width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(resized, np.float32)
-        ordered = pixels if self.order == "RGB" else pixels[..., ::-1]
+        if self.order == "L":
+            ordered = np.asarray(resized.convert("L"), np.float32)[..., None]
+        else:
+            ordered = np.asarray(resized, np.float32)[..., :: -1 if self.order == "BGR" else 1]
         return (ordered / np.float32(self.scale) - _row(self.mean)) / _row(self.std)
 
     def invert(self, x: ArrayLike) -> np.ndarray:
-        """Return the picture behind an input `[..., H, W, 3]`: RGB float32, clipped to 0 to 1."""
+        """Return the picture behind an input `[..., H, W, C]`: RGB float32, clipped to 0 to 1."""
         ordered = (np.asarray(x, np.float32) * _row(self.std) + _row(self.mean)) * self.scale
-        pixels = ordered if self.order == "RGB" else ordered[..., ::-1]
+        pixels = np.repeat(ordered, 3, -1) if self.order == "L" else ordered
+        pixels = pixels[..., ::-1] if self.order == "BGR" else pixels
         return np.clip(pixels / np.float32(255), 0, 1).astype(np.float32)
 
 
@@ -64,7 +73,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _row(values: Triple) -> np.ndarray:
+def _row(values: Colours) -> np.ndarray:
     return np.array(values, np.float32)
 
 

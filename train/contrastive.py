@@ -17,7 +17,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,10 @@ import optax
 from flax import nnx
 from rich.progress import Progress
 
-from jaxfmi.models.embedding import Conv4, Projected, Projection
-from jaxfmi.models.pretrained import save
-from jaxfmi.train import checkpoint
+from jaxfmi.models.embedding import Projected
+from jaxfmi.train import checkpoint, embedders
 from jaxfmi.train.data import augment, normalise
-from jaxfmi.train.options import command, parse
+from jaxfmi.train.options import parse
 from jaxfmi.train.pictures import Pictures, read
 
 __all__ = ["Config", "eval_step", "load_data", "loss_fn", "main", "neighbours", "train_step"]
@@ -61,8 +60,9 @@ class Config:
       jitter: largest change of brightness, contrast and saturation.
       grey: probability of taking all colour away.
       cast: largest change of the colours' balance.
-      widths: of the network's blocks.
-      pools: blocks that end in a max pool.
+      network: conv4 or resnet12.
+      widths: of the network's blocks; the published ResNet-12 has 64 160 320 640.
+      pools: blocks of conv4 that end in a max pool.
       projection: hidden and output size of the head.
       mean: subtracted from the colours in 0..1.
       std: divides them then.
@@ -84,6 +84,7 @@ class Config:
     jitter: float = 0.4
     grey: float = 0.2
     cast: float = 0.2
+    network: str = "conv4"
     widths: tuple[int, ...] = (16, 32, 64, 128)
     pools: tuple[int, ...] = (1, 2)
     projection: tuple[int, int] = (128, 64)
@@ -141,7 +142,7 @@ def main(
     model: nnx.Module | None = None,
     data: tuple[Pictures, Pictures] | None = None,
 ) -> Projected:
-    """Train `model` (None: a `Conv4`), going on from a checkpoint in `config.out`.
+    """Train `model` (None: the one that is named), going on from a checkpoint in `config.out`.
 
     `model` maps pictures [N, H, W, C] to embeddings [N, E]. `data` is what `load_data` returns, for
     arrays that are in no file. Returns the model as the backbone of a `Projected`, in eval mode.
@@ -152,7 +153,9 @@ def main(
     if len(train.images) < config.batch_size:
         given = f"{len(train.images)} pictures"
         raise ValueError(f"a batch has {config.batch_size} pictures, there are {given} to train on")
-    whole = _network(config, model, train.images[:1])
+    named, shape, rngs = model is None, train.images.shape[1:], nnx.Rngs(config.seed)
+    model = model or embedders.build(config, shape[-1], rngs)
+    whole = embedders.projected(model, config.projection, shape, rngs)
     steps = config.epochs * (len(train.images) // config.batch_size)
     schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
     optimizer = nnx.Optimizer(whole, optax.adam(schedule), wrt=nnx.Param)
@@ -167,10 +170,8 @@ def main(
             progress.console.print(*(f"{k} {v:.4g}" for k, v in metrics.items()), soft_wrap=True)
             checkpoint.save(out / "checkpoint", epoch, nnx.state((whole, optimizer)))
     whole.eval()
-    save(whole, out / "model.safetensors")
     figures = _test(whole, val, config) | _neighbours(whole.backbone, train, val, config)
-    card = {"figures": figures, "command": command(config, MODULE), "config": asdict(config)}
-    (out / "model.json").write_text(json.dumps(card, indent=1) + "\n")
+    embedders.keep(whole, config, figures, MODULE, shape, named=named)
     return whole
 
 
@@ -191,15 +192,6 @@ def neighbours(gallery, labels, queries, k: int = 20) -> jax.Array:
     _, nearest = jax.lax.top_k(b @ a.T, k)
     classes = int(np.max(labels)) + 1
     return jax.nn.one_hot(jnp.asarray(labels)[nearest], classes).sum(1).argmax(1)
-
-
-def _network(config: Config, model: nnx.Module | None, images: np.ndarray) -> Projected:
-    """The backbone, and a head that fits its embedding."""
-    rngs = nnx.Rngs(config.seed)
-    model = model or Conv4(config.widths, config.pools, channels=images.shape[-1], rngs=rngs)
-    model.eval()
-    shape = nnx.eval_shape(lambda m, x: m(x), model, jnp.zeros(images.shape, jnp.float32)).shape
-    return Projected(model, Projection(shape[-1], *config.projection, rngs=rngs))
 
 
 def _epoch(epoch: int, model, optimizer, train: Pictures, config: Config) -> dict[str, float]:

@@ -16,7 +16,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +27,9 @@ import optax
 from flax import nnx
 from rich.progress import Progress
 
-from jaxfmi.models.embedding import Conv4
-from jaxfmi.models.pretrained import save
-from jaxfmi.train import checkpoint
+from jaxfmi.train import checkpoint, embedders
 from jaxfmi.train.data import normalise
-from jaxfmi.train.options import command, parse
+from jaxfmi.train.options import parse
 from jaxfmi.train.pictures import Pictures, choose, disjoint, read, rotations
 
 __all__ = ["Config", "draw", "eval_step", "load_data", "loss_fn", "main", "train_step"]
@@ -62,8 +60,9 @@ class Config:
       test_query: its pictures to be recognised.
       test_episodes: how many to test with, at each checkpoint.
       every: episodes between two checkpoints and tests.
-      widths: of the network's blocks.
-      pools: blocks that end in a max pool.
+      network: conv4 or resnet12.
+      widths: of the network's blocks; the published ResNet-12 has 64 160 320 640.
+      pools: blocks of conv4 that end in a max pool.
       mean: subtracted from the colours in 0..1; one number, or one per channel.
       std: divides them then.
       seed: of weights and episodes.
@@ -88,6 +87,7 @@ class Config:
     test_query: int = 10
     test_episodes: int = 100
     every: int = 200
+    network: str = "conv4"
     widths: tuple[int, ...] = (32, 64, 64, 64)
     pools: tuple[int, ...] = (1, 2)
     mean: tuple[float, ...] = (0.0,)
@@ -160,7 +160,7 @@ def main(
     model: nnx.Module | None = None,
     data: tuple[Pictures, Pictures] | None = None,
 ) -> nnx.Module:
-    """Train `model` (None: a `Conv4`), going on from a checkpoint in `config.out`.
+    """Train `model` (None: the one that is named), going on from a checkpoint in `config.out`.
 
     `model` maps pictures [B, H, W, C] to embeddings [B, E]. `data` is what `load_data` returns, for
     arrays that are in no file. Returns the model, in eval mode. Raises what `load_data` raises;
@@ -169,8 +169,8 @@ def main(
     train, novel = load_data(config) if data is None else data
     _check(train, config.way, config.shot + config.query, "to train on")
     _check(novel, config.test_way, config.test_shot + config.test_query, "to test on")
-    channels, rngs = train.images.shape[-1], nnx.Rngs(config.seed)
-    model = model or Conv4(config.widths, config.pools, channels=channels, rngs=rngs)
+    named, shape = model is None, train.images.shape[1:]
+    model = model or embedders.build(config, shape[-1], nnx.Rngs(config.seed))
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.episodes)
     optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
     out = Path(config.out).absolute()
@@ -185,10 +185,7 @@ def main(
             progress.console.print(*(f"{k} {v:.4g}" for k, v in metrics.items()), soft_wrap=True)
             checkpoint.save(out / "checkpoint", number, nnx.state((model, optimizer)))
     model.eval()
-    save(model, out / "model.safetensors")
-    card = {"figures": _test(model, novel, config), "command": command(config, MODULE)}
-    card["config"] = asdict(config)
-    (out / "model.json").write_text(json.dumps(card, indent=1) + "\n")
+    embedders.keep(model, config, _test(model, novel, config), MODULE, shape, named=named)
     return model
 
 

@@ -1,5 +1,7 @@
 """C. SimCLR on CIFAR-10: a network that was trained without labels."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from jaxfmi.similarity import fam_terms
 from jaxfmi.train import contrastive
 from jaxfmi.train.pictures import Pictures
 from similarities import protocol
-from similarities.maps import NAMES, Network, explain, heatmaps, pooled, take_apart
+from similarities.maps import NAMES, Network, explain, heatmaps, occlude, pooled, take_apart
 from similarities.measures import chunked, interval, pointing
 from similarities.protocol import embedded
 from similarities.retrieval import tile_mask, unit
@@ -106,15 +108,16 @@ def two_crops(rng, network: Network, mean, val: Pictures, e, count: int) -> dict
     starts = rng.uniform(0, 1, (len(at), 2, 2)) * (1 - sides[..., None])
     starts, sides = starts.astype(np.float32), sides.astype(np.float32)
 
-    def one(state, image, other, start, side, seed):
+    def one(explainer, state, image, other, start, side, seed):
         x, embed = network.net.input(image), network.net.embed(state)
         crops = [crop(x, start[i], side[i]) for i in (0, 1)]
         partners = [embed(crops[1 - i]) for i in (0, 1)]
         keys = jax.random.split(jax.random.key(seed), 3)
         found = [
-            explain(network.net, state, mean, crops[i], partners[i], other, keys[i]) for i in (0, 1)
+            explainer(network.net, state, mean, crops[i], partners[i], other, keys[i])
+            for i in (0, 1)
         ]
-        away = explain(network.net, state, mean, crops[0], other, partners[0], keys[2])
+        away = explainer(network.net, state, mean, crops[0], other, partners[0], keys[2])
         shown = [heatmaps(f, (SIDE, SIDE)) for f in found]
         low, high = start.max(0), (start + side[:, None]).min(0)
         points = low[None] + (jnp.arange(POINTS)[:, None] + 0.5) / POINTS * (high - low)[None]
@@ -128,7 +131,10 @@ def two_crops(rng, network: Network, mean, val: Pictures, e, count: int) -> dict
             for name in found[0]
         }
 
-    values = chunked(one, 20)(network.state, val.images[at], random, starts, sides, at)
+    values = {}
+    for explainer, few in ((explain, len(at)), (occlude, 100)):
+        parts = (a[:few] for a in (val.images[at], random, starts, sides, at))
+        values |= chunked(partial(one, explainer), 20)(network.state, *parts)
     found = {n: {k: interval(v) for k, v in each.items()} for n, each in values.items()}
     return {"maps": {name: found[name] for name in NAMES}, "pictures": len(at)}
 

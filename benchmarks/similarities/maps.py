@@ -10,6 +10,7 @@ from flax import nnx
 from jaxfmi import similarities, weightings
 from jaxfmi.bilinear import resize
 from jaxfmi.controls import centre_gaussian, random_map
+from jaxfmi.matching import sbsm
 from jaxfmi.multipliers import path
 from jaxfmi.references import constant_activation
 from jaxfmi.similarity import fam_terms
@@ -24,6 +25,7 @@ NAMES = {
     "distance": "-Delta (distance)",
     "self": "self (no partner)",
     "lafam": "LaFAM (no partner)",
+    "sbsm": "SBSM (occlusion)",
     "centre": "centre",
     "random": "random",
 }
@@ -83,7 +85,7 @@ def pooled(a: jax.Array) -> jax.Array:
 
 
 def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
-    """All maps of x [H, W, C].
+    """All maps of x [H, W, C] but those of `occlude`.
 
     Args:
       net: the network.
@@ -122,9 +124,23 @@ def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
     }
 
 
+def occlude(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
+    """SBSM, which asks the network about a hundred pictures; arguments are those of `explain`.
+
+    Windows are the published share of a picture: 50 pixels and a stride of 20 where 224 are high.
+    """
+    window, stride = (round(n * x.shape[0] / 224) for n in (50, 20))
+    return {"sbsm": _bare(sbsm(net.embed(state), window=window, stride=stride)(x, own))}
+
+
+def explain_all(*args) -> dict[str, Found]:
+    """The maps of `explain` and of `occlude`."""
+    return explain(*args) | occlude(*args)
+
+
 def heatmaps(found: dict[str, Found], size: tuple[int, int]) -> dict[str, jax.Array]:
-    """The maps at the picture's size."""
-    return {name: resize(each.map, size) for name, each in found.items()}
+    """The maps at the picture's size, in the order of `NAMES`."""
+    return {name: resize(found[name].map, size) for name in NAMES if name in found}
 
 
 def _bare(m: jax.Array) -> Found:

@@ -17,7 +17,7 @@ from jaxfmi.similarity import support_shares
 from jaxfmi.train import few_shot
 from jaxfmi.train.pictures import Pictures, drawing
 from similarities import protocol
-from similarities.maps import NAMES, Network, explain, heatmaps, take_apart
+from similarities.maps import NAMES, Network, explain_all, heatmaps, take_apart
 from similarities.measures import chunked, interval, share_of_range
 from similarities.protocol import embedded
 
@@ -189,7 +189,7 @@ def nearest_other(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
 def ink_curves(network: Network, mean, state, image, own, other, prototypes, seed) -> dict:
     """Areas under the accuracy and the similarity, by map, [methods] each."""
     x, embed = network.net.input(image), network.net.embed(state)
-    found = explain(network.net, state, mean, x, own, other, jax.random.key(seed))
+    found = explain_all(network.net, state, mean, x, own, other, jax.random.key(seed))
     inked = image[..., 0] > 0
 
     def areas(heatmap):

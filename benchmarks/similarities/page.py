@@ -67,8 +67,9 @@ the sign of its map: -1 says nothing there). `score` and `missing`: the mean of 
 and of what its total is away from it. Deletion (low is good) and insertion (high is good)
 are areas under the similarity, where 1 is that of the whole picture and 0 that of the blurred one
 (in A: without ink). `recall@1` is of all pictures: of ImageNet's 400, only 139 have another of
-their class among them. The overall activation map of Zhu et al., unclipped, is FAM's complete one
-here, where embeddings are averages."""
+their class among them. SBSM asks for about a hundred forward passes for a picture, and explains
+about 100 of the pictures of a test, in D about 50. The overall activation map of Zhu et al.,
+unclipped, is FAM's complete one here, where embeddings are averages."""
     )
 
 

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from similarities.maps import COMPLETE, NAMES, Net, Network, explain, heatmaps
+from similarities.maps import (
+    COMPLETE,
+    NAMES,
+    Net,
+    Network,
+    explain,
+    explain_all,
+    heatmaps,
+    occlude,
+)
 from similarities.measures import chunked, curves, interval, pointing, same, share_of_range
 
 Table = dict[str, dict[str, np.ndarray]]
@@ -47,8 +56,11 @@ def map_test(
     partners: Mapping[str, tuple[np.ndarray, np.ndarray]],
     batch: int,
     size: tuple[int, int],
+    occluded: int = 100,
 ) -> tuple[Table, dict[str, np.ndarray]]:
     """Maps of pictures, held against regions and against the maps for other partners.
+
+    SBSM explains a part of the pictures; what it has of the others is NaN.
 
     Args:
       network: whose embedding is explained.
@@ -60,23 +72,48 @@ def map_test(
       partners: by name, other pairs (own, other) to be explained, for Spearman's correlation.
       batch: pictures at a time.
       size: of the maps that come back as the second value.
+      occluded: pictures that SBSM explains, about.
 
     """
-    run = _mapper(network.net, tuple(partners), size, batch)
     # [N, 1 + partners, E] each, the pair that is explained first.
     pairs = tuple(np.stack(e, 1) for e in zip((own, other), *partners.values(), strict=True))
-    values, maps = run((network.state, mean), images, regions, np.arange(len(images)), pairs)
+    values, maps = {}, {}
+    for explainer, at in ((explain, np.arange(len(images))), (occlude, part(images, occluded))):
+        run = _mapper(network.net, explainer, tuple(partners), size, batch)
+        chosen = images[at], regions[at], at, tuple(e[at] for e in pairs)
+        found = run((network.state, mean), *chosen)
+        for held, new in zip((values, maps), spread(found, at, len(images)), strict=True):
+            held |= new
     return {m: {name: values[name][m] for name in values} for m in values["complete"]}, maps
 
 
+def part(images: np.ndarray, count: int) -> np.ndarray:
+    """Which pictures a slow method explains: the first four, which are drawn, and every n-th."""
+    every = max(len(images) // count, 1)
+    return np.union1d(np.arange(min(4, len(images))), np.arange(0, len(images), every))
+
+
+def spread(found, at: np.ndarray, count: int):
+    """Arrays of pictures `at` [n] as arrays of all [count], NaN where there is nothing."""
+
+    def over(values):
+        every = np.full((count, *values.shape[1:]), np.nan, np.float32)
+        every[at] = values
+        return every
+
+    return jax.tree.map(over, found)
+
+
 @cache
-def _mapper(net: Net, names: tuple[str, ...], size: tuple[int, int], batch: int) -> Callable:
+def _mapper(
+    net: Net, explainer: Callable, names: tuple[str, ...], size: tuple[int, int], batch: int
+) -> Callable:
     """What `map_test` compiles, once for all of its uses."""
 
     def one(held, image, region, seed, pairs):
         (state, mean), x = held, net.input(image)
         keys = jax.random.split(jax.random.key(seed), 1 + len(names))
-        each = jax.vmap(lambda pair, key: explain(net, state, mean, x, *pair, key))(pairs, keys)
+        each = jax.vmap(lambda pair, key: explainer(net, state, mean, x, *pair, key))(pairs, keys)
         found, *others = (jax.tree.map(lambda v: v[i], each) for i in range(1 + len(names)))
         shown = heatmaps(found, x.shape[:2])
         values = {name: pointing(shown[name], region) for name in found}
@@ -119,7 +156,7 @@ def _curver(net: Net, similarity: Callable, batch: int) -> Callable:
     def one(held, image, own, other, seed):
         (state, mean), x = held, net.input(image)
         embed = net.embed(state)
-        found = explain(net, state, mean, x, own, other, jax.random.key(seed))
+        found = explain_all(net, state, mean, x, own, other, jax.random.key(seed))
         stack = jnp.stack(list(heatmaps(found, x.shape[:2]).values()))
         return jax.vmap(lambda h: curves(lambda v: similarity(embed(v), own), x, h))(stack)
 

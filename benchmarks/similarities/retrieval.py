@@ -1,6 +1,7 @@
 """D. Retrieval with MobileNetV1 0.75 at 192 pixels, which knows the classes: nothing is trained."""
 
 import csv
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,14 @@ from jaxfmi.models import load, mobilenet_v1
 from jaxfmi.references import blur
 from jaxfmi.train.data import load_split
 from similarities import protocol
-from similarities.maps import NAMES, Network, explain, heatmaps, take_apart
+from similarities.maps import NAMES, Network, explain, heatmaps, occlude, take_apart
 from similarities.measures import COVER, box_mask, chunked, interval
 from similarities.protocol import embedded
 from similarities.tiny import boxes_by_map, fractions
 
 SIDE, GRID = 192, 64  # of the pictures, and of the maps that boxes are found in
 SHARES = (0.1, 0.2, 0.4)
+OCCLUDED = 50  # pictures that SBSM explains
 
 
 def run(options) -> dict:
@@ -123,6 +125,7 @@ def in_boxes(rng, network: Network, c: Collection, e: np.ndarray) -> dict:
             partners=pairs,
             batch=20,
             size=(GRID, GRID),
+            occluded=OCCLUDED,
         )
         shown = small[at]
         hidden = {
@@ -162,25 +165,28 @@ def deleting(network: Network, c: Collection, e, rng, count: int) -> dict:
     random = (at + rng.integers(1, len(e), len(at))) % len(e)
     mean = e.mean(0)
 
-    def one(state, image, own, other, seed):
+    def one(explainer, state, image, own, other, seed):
         x, embed = network.net.input(image), network.net.embed(state)
-        found = explain(network.net, state, mean, x, own, other, jax.random.key(seed))
+        found = explainer(network.net, state, mean, x, own, other, jax.random.key(seed))
         fill = blur(SIDE / 8)(x)
 
         def deleted(heatmap, share):
             return embed(jnp.where(top(heatmap, share * heatmap.size)[..., None], fill, x))
 
-        stack = jnp.stack(list(heatmaps(found, x.shape[:2]).values()))
-        return jax.vmap(lambda h: jax.vmap(lambda s: deleted(h, s))(jnp.array(SHARES)))(stack)
+        shares = jax.vmap(deleted, (None, 0))
+        return {n: shares(h, jnp.array(SHARES)) for n, h in heatmaps(found, x.shape[:2]).items()}
 
-    changed = chunked(one, 2)(network.state, c.images[at], e[nearest[at]], e[random], at)
-    found = {}
-    for i, name in enumerate(NAMES):
-        found[name] = {}
+    changed = {}
+    for explainer, few in ((explain, count), (occlude, OCCLUDED)):
+        parts = (a[:few] for a in (c.images[at], e[nearest[at]], e[random], at))
+        changed |= chunked(partial(one, explainer), 2)(network.state, *parts)
+    found = {name: {} for name in NAMES}
+    for name, embeddings in changed.items():  # [n, shares, E]
+        own = at[: len(embeddings)]
         for j, share in enumerate(SHARES):
-            cosines = unit(changed[:, i, j]) @ unit(e).T
-            cosines[np.arange(len(at)), at] = -np.inf
-            hits = c.labels[cosines.argmax(1)] == c.labels[at]
+            cosines = unit(embeddings[:, j]) @ unit(e).T
+            cosines[np.arange(len(own)), own] = -np.inf
+            hits = c.labels[cosines.argmax(1)] == c.labels[own]
             found[name][f"{share:.0%}"] = interval(hits)
     return {"recall@1, whole": interval(c.labels[nearest[at]] == c.labels[at]), "maps": found}
 
@@ -222,6 +228,7 @@ def mosaics(rng, network: Network, c: Collection, e, count: int) -> dict:
         partners={"other": (other, own)},
         batch=20,
         size=(GRID, GRID),
+        occluded=OCCLUDED,
     )
     found = protocol.summary(table)
     return {

@@ -116,9 +116,13 @@ def in_boxes(rng, network: Network, mean, novel: Pictures, embeddings, boxes, ch
 
 
 def boxes_by_map(maps, boxes, part: slice, right=None) -> dict[str, dict[str, float]]:
-    """Box accuracies of some of the pictures, by map."""
-    right = None if right is None else right[part]
-    return {name: box_accuracy(maps[name][part], boxes[part], right) for name in NAMES}
+    """Box accuracies of some of the pictures, by map; those without a map do not count."""
+    found = {}
+    for name in NAMES:
+        at = [i for i in range(len(boxes))[part] if np.isfinite(maps[name][i]).all()]
+        chosen = None if right is None else right[at]
+        found[name] = box_accuracy(maps[name][at], [boxes[i] for i in at], chosen)
+    return found
 
 
 def canvases(rng, network: Network, mean, novel: Pictures, embeddings, count: int) -> dict:

@@ -39,7 +39,13 @@ def compare(
     partners: Annotated[
         list[Path], typer.Argument(metavar="PARTNER...", help="What it is compared with.")
     ],
-    model: Annotated[str, typer.Option(help="A name of `jaxfmi models`.")] = networks.DEMO,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A name of `jaxfmi models`, or the folder of a finished run of "
+            "`jaxfmi.train.few_shot` or `contrastive`."
+        ),
+    ] = networks.DEMO,
     weights: Annotated[
         str | None, typer.Option(help="A .safetensors or .npz file, or owner/name on the hub.")
     ] = None,
@@ -72,9 +78,9 @@ def compare(
     """
     with one_line():
         check_paths([query, *partners], out, overwrite)
-        network = networks.open_network(
-            model, weights, model_option or [], preprocess, networks.read_size(size)
-        )
+        chosen = weights, model_option or [], preprocess, networks.read_size(size)
+        opened = networks.open_run if networks.is_run(model) else networks.open_network
+        network = opened(model, *chosen)
         pick("similarity", similarity, SIMILARITIES)
         pick("weighting", weighting, WEIGHTINGS)
         if similarity == CENTRED and len(partners) < 2:

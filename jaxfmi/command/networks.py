@@ -24,6 +24,7 @@ from jaxfmi.explainer import layer_names
 from jaxfmi.models import CAFFE, CIFAR, IMAGENET, MODELS, TENSORFLOW, Preprocess, load, pretrained
 from jaxfmi.models.demo import WEIGHTS, demo_model
 from jaxfmi.modules import check_labels, functional
+from jaxfmi.train.embedders import open_embedder
 
 DEMO = "demo"
 PREPROCESS = {"imagenet": IMAGENET, "caffe": CAFFE, "tensorflow": TENSORFLOW, "cifar": CIFAR}
@@ -115,16 +116,39 @@ def open_network(
         network = _embedded(weights, list(options))
     else:
         network = _built(pick("model", name, [DEMO, *MODELS]), weights, list(options))
-    chosen = (
-        network.preprocess
-        if preprocess is None
-        else PREPROCESS[pick("preprocessing", preprocess, PREPROCESS)]
-    )
-    chosen = replace(chosen, size=size or chosen.size)
-    network = network._replace(preprocess=chosen, card=network.card | {"input": asdict(chosen)})
+    network = _with_input(network, preprocess, size)
     count = outputs(network)
     names = network.classes or (None,) * count
     return network._replace(classes=read_classes(classes, count) if classes else names)
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is no network's, but a folder."""
+    return name not in (DEMO, *MODELS) and Path(name).is_dir()
+
+
+def open_run(
+    folder: str,
+    weights: str | None = None,
+    options: Sequence[str] = (),
+    preprocess: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Network:
+    """Open the network that a run of few-shot or contrastive training left, without classes.
+
+    Raises:
+      ValueError: weights or options are given, which the run has; its network has no name, or
+        does not take such pictures.
+      OSError: the run has not come to its end, or a file can't be read.
+    """
+    if weights or options:
+        raise ValueError(f"the run in '{folder}' has weights and options of its own")
+    model, expected, about = open_embedder(folder)
+    source = _provenance(Path(folder) / "model.safetensors")
+    card = about["network"] | {"weights": source | {"source": folder}}
+    network = _with_input(Network(model, expected, (), card), preprocess, size)
+    outputs(network)
+    return network
 
 
 def blank(name: str, options: Iterable[str] = ()) -> tuple[nnx.Module, Preprocess]:
@@ -150,8 +174,8 @@ def outputs(network: Network) -> int:
       ValueError: the network does not take pictures of this size, or gives no [N, classes].
     """
     apply, params = functional(network.model)
-    height, width = network.preprocess.size
-    x = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    height, width, channels = network.preprocess.shape
+    x = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
     try:
         shape = jax.eval_shape(apply, params, x).shape
     except (TypeError, ValueError) as error:
@@ -233,6 +257,15 @@ def find_class(wanted: str, classes: Sequence[str | None]) -> int:
         hint = taps.suggestion(_plain(wanted), set().union(*names.values()))
         raise ValueError(f"no class {wanted!r}{hint}; there are {_shown(classes)}")
     return found[0]
+
+
+def _with_input(network: Network, preprocess: str | None, size: tuple[int, int] | None) -> Network:
+    """The network with what was chosen for its pictures instead of the usual."""
+    chosen = network.preprocess
+    if preprocess is not None:
+        chosen = PREPROCESS[pick("preprocessing", preprocess, PREPROCESS)]
+    chosen = replace(chosen, size=size or chosen.size)
+    return network._replace(preprocess=chosen, card=network.card | {"input": asdict(chosen)})
 
 
 def _embedded(weights: str | None, options: list[str]) -> Network:
