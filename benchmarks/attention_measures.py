@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from similarities.measures import box_overlap
 
 from jaxfmi import class_score, controls, heatmap, metrics, probability
 from jaxfmi.models.lfi_cam import attend, attention_map
 
 THRESHOLD = 100 / 256
 CURVES = ("deletion", "insertion")
+CONFIDENCE = ("drop", "increase")
+LEVELS = (0.2, 0.3, 0.5)  # of a map in [0, 1], whose largest component above has a box
 STEPS, BATCH = 20, 50
 
 
@@ -42,7 +45,8 @@ def views(model: nnx.Module, x: jax.Array) -> dict[str, Any]:
         maps["w = 1/C"] = even[..., 0]
         w = out["importance"]
         entropy = -(w * jnp.log(jnp.where(w > 0, w, 1))).sum(-1)
-        return {"said": said, "maps": maps, "effective": jnp.exp(entropy) / w.shape[-1]}
+        effective = jnp.exp(entropy) / w.shape[-1]
+        return {"said": said, "maps": maps, "importance": w, "effective": effective}
     return {"said": said, "maps": maps}
 
 
@@ -93,10 +97,26 @@ def placed(maps: np.ndarray, regions: Mapping[str, np.ndarray], small) -> dict[s
     found: dict[str, Any] = {}
     for name, region in regions.items():
         rows = {k: np.asarray(v) for k, v in _placed(jnp.asarray(maps), region).items()}
+        if name == "box":
+            overlaps = [
+                box_overlap(m, extent(r), LEVELS) for m, r in zip(maps, region, strict=True)
+            ]
+            hits = np.array(overlaps) >= 0.5
+            rows |= {f"box at {level}": hits[:, i] for i, level in enumerate(LEVELS)}
         found[name] = {k: float(np.nanmean(v)) for k, v in rows.items()}
         if 0 < small.sum() < len(small):
             found[f"small {name}"] = {k: float(np.nanmean(v[small])) for k, v in rows.items()}
     return found
+
+
+def extent(region: np.ndarray) -> np.ndarray:
+    """The tight box x1, y1, x2, y2 of a region [H, W], in fractions."""
+    edges = []
+    for axis in (0, 1):
+        there = np.flatnonzero(region.any(axis))
+        edges.append((there[0] / region.shape[1 - axis], (there[-1] + 1) / region.shape[1 - axis]))
+    (left, right), (top, bottom) = edges
+    return np.array([left, top, right, bottom])
 
 
 @jax.jit
@@ -128,9 +148,10 @@ def pixel_auc(m: jax.Array, region: jax.Array) -> jax.Array:
 def curves(
     graph: nnx.GraphDef, state, x: jax.Array, maps: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Deletion to the mean colour and insertion into a blurred picture, divided by p(picture).
+    """What becomes of the probability of the class that the network predicts, by map.
 
-    Of the class that the network predicts; maps are brought to the pictures' size.
+    Deletion to the mean colour and insertion into a blurred picture, divided by p(picture); average
+    drop and increase, in per cent, of the picture times the map. Maps are brought to its size.
     """
     some, random = _curving(graph), np.random.default_rng(0).random(x.shape[:3]).astype(np.float32)
     found = {}
@@ -138,7 +159,8 @@ def curves(
         rows = [
             some(state.params, state.stats, x[i : i + BATCH], m[i : i + BATCH]) for i in _cuts(x)
         ]
-        found[name] = dict(zip(CURVES, np.concatenate(rows).mean(0).tolist(), strict=True))
+        means = np.concatenate(rows).mean(0).tolist()
+        found[name] = dict(zip((*CURVES, *CONFIDENCE), means, strict=True))
     return found
 
 
@@ -148,12 +170,15 @@ def _curving(graph: nnx.GraphDef):
     def some(params, stats, x, m):
         model = merge(graph, params, stats)
         score = class_score(lambda x: model(x), of=probability)
-        measures = [getattr(metrics, c)(score, steps=STEPS, chunk=None) for c in CURVES]
+        curve = [getattr(metrics, c)(score, steps=STEPS, chunk=None) for c in CURVES]
+        confidence = metrics.confidence(score)
 
         def one(x, m):
             label = model(x[None])[0].argmax()
             sized = heatmap.resize(m, x.shape[:2])
-            return jnp.stack([f(x, sized, label) for f in measures]) / score(x, label)
+            left = confidence(x, heatmap.unit(sized), label)
+            areas = [f(x, sized, label) / left.clean for f in curve]
+            return jnp.stack([*areas, *(getattr(left, c) for c in CONFIDENCE)])
 
         return jax.vmap(one)(x, m)
 

@@ -10,9 +10,16 @@ from scipy import stats
 
 PAGE = RESULTS.parent / "lfi_cam.md"
 MEASURES = ("AUC", "energy", "area IoU", "pointing", "IoU")
+BOXES = ("box at 0.2", "box at 0.3", "box at 0.5")
 MAIN = ("AUC", "energy", "area IoU")
 ARMS = ("baseline", "deep", "uniform", "lfi", "abn")
 SETTINGS = ("a", "b", "c")
+KEPT = {
+    "deletion": "low is good",
+    "insertion": "high is good",
+    "drop": "%, low is good",
+    "increase": "%, high is good",
+}
 OWN = {"baseline": "CAM", "deep": "CAM", "uniform": "A", "lfi": "A", "abn": "A"}
 HEAD = """# LFI-CAM, ABN and their controls
 
@@ -26,8 +33,9 @@ Figures are mean [range] over seeds, and ± half of the 95 % interval (Student's
 with three seeds is wide). `A` is the map a network makes itself, `CAM` that of the class it
 predicts; `w = 1/C` and `A = 0` ask the trained LFI-CAM with its weights or its map replaced. All
 maps are resized to the picture and scaled to [0, 1] first. `AUC` is that of pixels with average
-ranks, `area IoU` that of as many pixels as the object has, `IoU` that above 100/256. `chance` is a
-uniform map. None of this tells what the paper's numbers are: its tables were not available to us.
+ranks, `area IoU` that of as many pixels as the object has, `IoU` that above 100/256, `box at t` how
+often the box around the largest part of the map above t has an IoU of .5 or more with the object's.
+`chance` is a uniform map. None of this tells what the paper's numbers are: its tables were not available to us.
 """
 TITLES = {
     "C1-10": "Digits on textures, ten classes, 24×24, ResNet-8 of width 8",
@@ -64,7 +72,7 @@ def section(name: str, result: Mapping[str, Any]) -> str:
     lines += ["", *accuracies(result)]
     for region in _regions(result):
         lines += ["", f"### On the {region}", "", *places(result, region)]
-    lines += ["", "### Deletion and insertion", "", *areas(result)]
+    lines += ["", "### Deletion and insertion, average drop and increase", "", *areas(result)]
     lines += ["", "### How steady the maps are", "", *steady(result)]
     lines += ["", "### What was asked beforehand", "", *pass_lines(result), ""]
     if result.get("figure"):
@@ -126,30 +134,31 @@ def gap(result, setting: str, other: str, of: str = "accuracy", region=None) -> 
 
 def places(result, region: str) -> list[str]:
     """How maps lie on a region."""
-    rows = []
+    rows, measures = [], (*MEASURES, *(BOXES if region.endswith("box") else ()))
     for setting in (*SETTINGS, "untrained", "raw"):
         for arm in ARMS:
             runs = pick(result, arm, setting)
             for name in runs[0]["maps"] if runs else ():
-                values = [[r["maps"][name][region][m] for r in runs] for m in MEASURES]
+                values = [[r["maps"][name][region][m] for r in runs] for m in measures]
                 rows.append([setting, f"{arm} {name}", *map(told, values)])
     for name, found in result["no net"].items():
-        rows.append(["no net", name, *(f"{found[region][m]:.3f}" for m in MEASURES)])
+        rows.append(["no net", name, *(f"{found[region][m]:.3f}" for m in measures)])
     if region in result["chance"]:
         p = result["chance"][region]
-        rows.append(["chance", "", "0.500", *(f"{v:.3f}" for v in (p, p / (2 - p), p, p))])
-    return table(("setting", "map", *MEASURES), rows)
+        shares = [f"{v:.3f}" for v in (p, p / (2 - p), p, p)]
+        rows.append(["chance", "", "0.500", *shares, *[""] * (len(measures) - len(MEASURES))])
+    return table(("setting", "map", *measures), rows)
 
 
 def areas(result) -> list[str]:
-    """Areas under the curves, of the probability divided by that of the picture."""
+    """Areas under the curves, as shares of the picture's probability, and what the map keeps."""
     rows = []
     for arm in ARMS:
         runs = [r for r in pick(result, arm, SETTINGS[0]) if "curves" in r]
         for name in runs[0]["curves"] if runs else ():
-            values = [[r["curves"][name][c] for r in runs] for c in ("deletion", "insertion")]
+            values = [[r["curves"][name][c] for r in runs] for c in KEPT]
             rows.append([f"{arm} {name}", *map(told, values)])
-    return table(("map", "deletion (low is good)", "insertion (high is good)"), rows)
+    return table(("map", *(f"{measure} ({good})" for measure, good in KEPT.items())), rows)
 
 
 def steady(result) -> list[str]:
@@ -161,8 +170,12 @@ def steady(result) -> list[str]:
     checks = [(r["seed"], r["sanity"]) for r in result["runs"] if "sanity" in r]
     if checks:
         means = {k: np.mean([s[k] for _, s in checks]) for k in checks[0][1]}
-        told_ = ", ".join(f"with a {k} {v:.3f}" for k, v in means.items())
-        lines += ["", f"Pearson's correlation of LFI-CAM's map with its own {told_}."]
+        told_ = "; ".join(f"{k}: {v:.3f}" for k, v in means.items())
+        lines += [
+            "",
+            "Pearson's correlation of LFI-CAM's map A, and of its weights w, with what they are when "
+            f"a part has random weights, or when all weights are equal: {told_}.",
+        ]
     return [
         *lines,
         "",

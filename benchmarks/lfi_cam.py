@@ -57,18 +57,31 @@ def measure(trainer: Trainer, state, run: Run, data, x, count: int) -> tuple[dic
 
 
 def sanity(trainer: Trainer, state, x, size: int, seed: int) -> dict[str, float]:
-    """How like itself the map stays (Pearson) with a random FIN, and with a random backbone."""
-    other, maps = trainer.start(seed + 1000), {}
+    """How like themselves the map A and the weights w stay (Pearson, mean over pictures).
+
+    With a random FIN, with a random backbone, and the map with equal weights.
+    """
+    other, seen = trainer.start(seed + 1000), {}
     for part in (None, "fin", "backbone"):
         mixed = [
             type(a)({k: (b if k == part else a)[k] for k in a})
             for a, b in zip(state[:2], other[:2], strict=True)
         ]
         blend = state._replace(params=mixed[0], stats=mixed[1])
-        m = look(trainer.graph, blend, x, size)["maps"]["A"].reshape(len(x), -1)
-        m = m - m.mean(1, keepdims=True)
-        maps[part] = m / (np.linalg.norm(m, axis=1, keepdims=True) + 1e-12)
-    return {f"random {k}": float((maps[k] * maps[None]).sum(1).mean()) for k in maps if k}
+        seen[part] = look(trainer.graph, blend, x, size)
+    own = seen.pop(None)
+    found = {}
+    for part, there in seen.items():
+        found[f"A, random {part}"] = alike(there["maps"]["A"], own["maps"]["A"])
+        found[f"w, random {part}"] = alike(there["importance"], own["importance"])
+    return found | {"A, w = 1/C": alike(own["maps"]["w = 1/C"], own["maps"]["A"])}
+
+
+def alike(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation of arrays [N, ...], mean over N."""
+    rows = [m.reshape(len(m), -1) - m.reshape(len(m), -1).mean(1, keepdims=True) for m in (a, b)]
+    a, b = (m / (np.linalg.norm(m, axis=1, keepdims=True) + 1e-12) for m in rows)
+    return float((a * b).sum(1).mean())
 
 
 def perform(name: str, data, folder: Path, options) -> list[Run]:

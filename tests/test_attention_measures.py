@@ -3,12 +3,17 @@
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import attention_measures as measures
+import attention_runs as runs
+
+from jaxfmi import models
 
 ROWS = {  # centres: row IoU with and without wrap, image IoU with and without
     ((16, 12), (16, 12)): (1, 1, 1, 1),
@@ -66,3 +71,42 @@ def test_steadiness_of_equal_maps_is_one_and_chance_is_not():
         np.testing.assert_allclose(found[name], 1, atol=1e-6)
     assert found["chance"] == 0
     assert 0.1 < found["row chance"] < 0.6
+
+
+def test_box_of_a_map():
+    """A map that fills the object's box hits it at every level, one elsewhere never."""
+    region = np.zeros((2, 20, 20), bool)
+    region[:, 4:10, 2:12] = True
+    np.testing.assert_allclose(measures.extent(region[0]), [0.1, 0.2, 0.6, 0.5])
+    maps = np.stack([region[0], np.roll(region[0], 9, 0)]).astype(np.float32)
+    found = measures.placed(maps, {"box": region}, np.zeros(2, bool))["box"]
+    assert [found[f"box at {level}"] for level in measures.LEVELS] == [0.5, 0.5, 0.5]
+    assert found["pointing"] == 0.5
+
+
+def test_curves_and_confidence_of_a_network():
+    """Twins in NumPy: the picture times the map for the drop, a curve of 21 pictures."""
+    model = models.lfi_cam_resnet8(width=4, num_classes=3, rngs=nnx.Rngs(0))
+    model.eval()
+    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    state = runs.State(params, stats, (), 0)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    m = np.random.default_rng(1).random((2, 8, 8)).astype(np.float32)
+    found = measures.curves(graph, state, x, {"map": m})["map"]
+    p = jax.nn.softmax(model(x))
+    label = p.argmax(-1)
+    clean = p[jnp.arange(2), label]
+    spread = (m - m.min((1, 2), keepdims=True)) / np.ptp(m, (1, 2), keepdims=True)
+    kept = jax.nn.softmax(model(x * spread[..., None]))[jnp.arange(2), label]
+    drop = 100 * np.maximum(0, clean - kept) / clean
+    np.testing.assert_allclose(found["drop"], drop.mean(), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found["increase"], 100 * (kept > clean).mean())
+    curve = []
+    for step in range(measures.STEPS + 1):
+        gone = np.argsort(-m.reshape(2, -1), 1)[:, : round(64 * step / measures.STEPS)]
+        y = np.array(x).reshape(2, 64, 3)
+        for row, at in zip(y, gone, strict=True):
+            row[at] = 0
+        curve.append(jax.nn.softmax(model(y.reshape(x.shape)))[jnp.arange(2), label] / clean)
+    area = np.trapezoid(np.stack(curve), dx=1 / measures.STEPS, axis=0)
+    np.testing.assert_allclose(found["deletion"], area.mean(), rtol=5e-3)

@@ -105,3 +105,56 @@ def test_figures_have_mean_range_and_interval():
     assert page.told([0.1, 0.2, 0.3]) == f"0.200 [0.100–0.300] ±{half:.3f}"
     assert page.told([0.5]) == "0.500"
     assert page.told([math.nan]) == "–"
+
+
+@pytest.mark.parametrize("arm", ["lfi", "abn"])
+def test_a_step_is_that_of_the_training_loop(arm):
+    """The same weights, pictures and key: the same network after two steps."""
+    from functools import partial
+
+    import jax
+    from flax import nnx
+
+    from jaxfmi.train import classifier
+    from jaxfmi.train.config import Config
+    from jaxfmi.train.schedule import optimizer
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (8, 8, 8, 3), np.uint8), np.arange(8) % 3
+    setting = runs.Setting(batch=4, rate=0.1, decay=1e-3)
+    experiment = runs.Experiment(None, 8, 4, 3, {"a": setting}, pad=1, flip=True)
+    few = (images, labels, images, labels)
+    data = runs.Data(*few, {}, np.zeros(8, bool), 8, 3, [0.4, 0.5, 0.6], [0.2, 0.3, 0.2])
+    trainer = runs.Trainer(experiment, data, arm, setting)
+    state, key = trainer.start(0), jax.random.key(7)
+
+    config = Config(
+        "",
+        "",
+        epochs=3,
+        batch_size=4,
+        learning_rate=0.1,
+        weight_decay=1e-3,
+        pad=1,
+        flip=True,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+    )
+    model = trainer.build(rngs=nnx.Rngs(0))
+    whole = nnx.Optimizer(model, optimizer(config, trainer.steps), wrt=nnx.Param)
+    graph, held = zip(*map(nnx.split, (model, whole)), strict=True)
+    sums = dict.fromkeys(("steps", "loss", "grad_norm", *classifier.HEADS.values(), "aux_loss"), 0)
+    held = classifier.State(*held, None, sums, key)
+    step = jax.jit(partial(classifier.train_step, graph, config=config))
+    inner = state[:3]
+    for number, index in enumerate((np.arange(4), np.arange(4, 8))):
+        given = jax.random.fold_in(key, number)
+        inner, loss = trainer._one(inner, (index, given), trainer.images, trainer.labels)
+        before = float(held.sums["loss"])
+        held = step(held, images[index], labels[index])
+        np.testing.assert_allclose(loss, held.sums["loss"] - before, rtol=1e-5)
+    theirs = nnx.merge(graph[0], held[0])
+    for mine, kind in zip(inner, (nnx.Param, nnx.BatchStat), strict=False):
+        pairs = zip(*map(jax.tree.leaves, (mine, nnx.state(theirs, kind))), strict=True)
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

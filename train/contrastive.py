@@ -13,7 +13,6 @@ What differs from the paper: colours always change, and by gains of the channels
 there is no blur; Adam on small batches instead of LARS on large ones.
 """
 
-import json
 import math
 import sys
 import time
@@ -27,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from rich.progress import Progress
 
 from jaxfmi.models.embedding import Projected
 from jaxfmi.train import checkpoint, embedders
 from jaxfmi.train.data import augment, normalise
+from jaxfmi.train.journal import rounds
 from jaxfmi.train.options import parse
 from jaxfmi.train.pictures import Pictures, read
 
@@ -163,11 +162,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     done, state = checkpoint.restore(out / "checkpoint", nnx.state((whole, optimizer)))
     nnx.update((whole, optimizer), state)
-    with Progress() as progress, (out / "log.jsonl").open("a") as log:
-        for epoch in progress.track(range(done + 1, config.epochs)):
+    with rounds(out, range(done + 1, config.epochs)) as (numbers, write):
+        for epoch in numbers:
             metrics = _epoch(epoch, whole, optimizer, train, config) | _test(whole, val, config)
-            print(json.dumps(metrics), file=log, flush=True)
-            progress.console.print(*(f"{k} {v:.4g}" for k, v in metrics.items()), soft_wrap=True)
+            write(metrics)
             checkpoint.save(out / "checkpoint", epoch, nnx.state((whole, optimizer)))
     whole.eval()
     figures = _test(whole, val, config) | _neighbours(whole.backbone, train, val, config)

@@ -12,7 +12,6 @@ Five plain functions and a frozen dataclass. All randomness follows from the see
 number: a run can be repeated, and goes on from its checkpoint as if it had not stopped.
 """
 
-import json
 import math
 import sys
 import time
@@ -25,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from rich.progress import Progress
 
 from jaxfmi.train import checkpoint, embedders
 from jaxfmi.train.data import normalise
+from jaxfmi.train.journal import rounds
 from jaxfmi.train.options import parse
 from jaxfmi.train.pictures import Pictures, choose, disjoint, read, rotations
 
@@ -177,12 +176,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     done, state = checkpoint.restore(out / "checkpoint", nnx.state((model, optimizer)))
     nnx.update((model, optimizer), state)
-    rounds = range(done + 1, -(-config.episodes // config.every))
-    with Progress() as progress, (out / "log.jsonl").open("a") as log:
-        for number in progress.track(rounds):
+    with rounds(out, range(done + 1, -(-config.episodes // config.every))) as (numbers, write):
+        for number in numbers:
             metrics = _round(number, model, optimizer, train, config) | _test(model, novel, config)
-            print(json.dumps(metrics), file=log, flush=True)
-            progress.console.print(*(f"{k} {v:.4g}" for k, v in metrics.items()), soft_wrap=True)
+            write(metrics)
             checkpoint.save(out / "checkpoint", number, nnx.state((model, optimizer)))
     model.eval()
     embedders.keep(model, config, _test(model, novel, config), MODULE, shape, named=named)

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Journal", "journal", "read_log"]
+__all__ = ["Journal", "journal", "read_log", "rounds"]
 
 LOG = "log.jsonl"
 
@@ -54,13 +54,30 @@ def journal(out: Path, step: int, total: int, shown: bool | None = None) -> Iter
                 if name != "step":
                     board.add_scalar(_group(name), value, int(row["step"]))
             board.flush()
-            console.print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            console.print(_figures(row))
 
         def tick(at: int, figures: Mapping[str, float]) -> None:
-            text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            bar.update(task, completed=at, figures=text)
+            bar.update(task, completed=at, figures=_figures(figures))
 
         yield Journal(write, tick, console.print)
+
+
+@contextmanager
+def rounds(out: Path, numbers: range) -> Iterator[tuple[Iterable[int], Callable]]:
+    """The log and the bar, on a terminal only, of a run that goes by rounds.
+
+    Gives the numbers, which move the bar on, and a function that appends a row to `log.jsonl` and
+    says it.
+    """
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    bar = Progress(console=console, disable=not sys.stderr.isatty())
+    with bar, (out / LOG).open("a") as log:
+
+        def write(row: Mapping[str, float]) -> None:
+            print(json.dumps(row), file=log, flush=True)
+            console.print(_figures(row))
+
+        yield bar.track(numbers, description="training"), write
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -78,6 +95,10 @@ def _cut(path: Path, step: int) -> None:
     """Take out the rows of steps that will come again."""
     rows = [row for row in read_log(path) if row.get("step", math.inf) <= step]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _figures(row: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in row.items())
 
 
 def _group(name: str) -> str:

@@ -1,6 +1,6 @@
 """What maps are measured by, and the intervals of the means."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import jax
@@ -65,16 +65,18 @@ def box_mask(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def box_overlap(heatmap: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def box_overlap(
+    heatmap: np.ndarray, boxes: np.ndarray, thresholds: Sequence[float] = THRESHOLDS
+) -> np.ndarray:
     """For every threshold of the map scaled to 0..1, the best IoU with a box (of fractions).
 
-    The box of a threshold is the tight one of the largest connected component. [len(THRESHOLDS)].
+    The box of a threshold is the tight one of the largest connected component. [len(thresholds)].
     """
     low, high = heatmap.min(), heatmap.max()
     scaled = (heatmap - low) / (high - low if high > low else 1)
     height, width = heatmap.shape
     found = []
-    for threshold in THRESHOLDS:
+    for threshold in thresholds:
         parts, count = ndimage.label(scaled >= threshold)
         if not count:
             found.append((0, 0, 0, 0))
