@@ -35,7 +35,8 @@ predicts; `w = 1/C` and `A = 0` ask the trained LFI-CAM with its weights or its 
 maps are resized to the picture and scaled to [0, 1] first. `AUC` is that of pixels with average
 ranks, `area IoU` that of as many pixels as the object has, `IoU` that above 100/256, `box at t` how
 often the box around the largest part of the map above t has an IoU of .5 or more with the object's.
-`chance` is a uniform map. None of this tells what the paper's numbers are: its tables were not available to us.
+`chance` is a uniform map. None of this tells what the paper's numbers are: its tables were not
+available to us.
 """
 TITLES = {
     "C1-10": "Digits on textures, ten classes, 24×24, ResNet-8 of width 8",
@@ -173,8 +174,8 @@ def steady(result) -> list[str]:
         told_ = "; ".join(f"{k}: {v:.3f}" for k, v in means.items())
         lines += [
             "",
-            "Pearson's correlation of LFI-CAM's map A, and of its weights w, with what they are when "
-            f"a part has random weights, or when all weights are equal: {told_}.",
+            "Pearson's correlation of LFI-CAM's map A, and of its weights w, with what they are "
+            f"when a part has random weights, or when all weights are equal: {told_}.",
         ]
     return [
         *lines,

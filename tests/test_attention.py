@@ -14,6 +14,7 @@ import jaxfmi as jf
 from jaxfmi import models
 from jaxfmi.bilinear import resize
 from jaxfmi.cli import app
+from jaxfmi.command.methods import METHODS, build
 from jaxfmi.models import save
 
 
@@ -22,6 +23,7 @@ def network(kind):
     return filled(lambda: getattr(models, f"{kind}_resnet8")(width=4), jnp.float32)
 
 
+SLOW = pytest.mark.slow
 X = np.random.default_rng(0).standard_normal((3, 24, 20, 3)).astype(np.float32)
 
 
@@ -39,14 +41,32 @@ def test_it_is_the_models_own_map_resized(kind):
     np.testing.assert_allclose(raw, own, atol=1e-6)
 
 
-def test_other_explainers_take_such_networks_as_they_are():
-    for kind in ("lfi_cam", "abn"):
-        score = jf.class_score(network(kind))
-        for explain in (jf.grad_cam(score), jf.saliency(score)):
-            found = np.asarray(jax.jit(explain)(X[0], 2))
-            assert found.shape == (24, 20)
-            assert np.isfinite(found).all()
-            assert np.ptp(found) > 0
+def explained(name, kind, through):
+    """A method of the command line, with its defaults, on such a network."""
+    explain = build(name, {}, None)(jf.class_score(network(kind)))
+    key = {"key": jax.random.key(0)} if METHODS[name].random else {}
+    return through(explain, X[0], 2, **key)
+
+
+@pytest.mark.parametrize("kind", ["lfi_cam", "abn"])
+def test_every_method_takes_such_networks_as_they_are(kind):
+    for name in METHODS:
+        assert explained(name, kind, jax.eval_shape).shape == (24, 20), name
+
+
+@pytest.mark.parametrize("kind", ["lfi_cam", "abn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in ("grad_cam", "saliency", "sise", "lrp") else SLOW)
+        for n in METHODS
+    ],
+)
+def test_and_shows_something_of_them(name, kind):
+    found = np.asarray(explained(name, kind, lambda explain, *a, **k: jax.jit(explain)(*a, **k)))
+    assert found.shape == (24, 20)
+    assert np.isfinite(found).all()
+    assert np.ptp(found) > 0
 
 
 @pytest.mark.parametrize("kind", ["lfi_cam", "abn"])

@@ -2,17 +2,24 @@
 
 import math
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 pytest.importorskip("sklearn", reason="needs the extra `train`: scikit-learn")
 import attention_page as page
 import attention_runs as runs
+
+from jaxfmi.train import classifier
+from jaxfmi.train.config import Config
+from jaxfmi.train.schedule import optimizer
 
 
 def test_every_arm_at_the_first_setting_and_the_methods_at_the_others():
@@ -110,15 +117,6 @@ def test_figures_have_mean_range_and_interval():
 @pytest.mark.parametrize("arm", ["lfi", "abn"])
 def test_a_step_is_that_of_the_training_loop(arm):
     """The same weights, pictures and key: the same network after two steps."""
-    from functools import partial
-
-    import jax
-    from flax import nnx
-
-    from jaxfmi.train import classifier
-    from jaxfmi.train.config import Config
-    from jaxfmi.train.schedule import optimizer
-
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (8, 8, 8, 3), np.uint8), np.arange(8) % 3
     setting = runs.Setting(batch=4, rate=0.1, decay=1e-3)

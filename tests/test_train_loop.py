@@ -72,29 +72,63 @@ import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from flax import nnx
+from pathlib import Path
 from training_run import Net, config, data, weights
+from jaxfmi.models import abn_resnet8, lfi_cam_resnet8
 from jaxfmi.train import classifier
+from jaxfmi.train.checkpoint import latest, read
+from jaxfmi.train.journal import read_log
+
 assert len(jax.devices()) == 8
-found = []
-for devices in (1, 8):
-    model = Net()
+build = {"small": Net}
+build |= {k: lambda m=m: m(width=4, num_classes=2) for k, m in
+          {"lfi": lfi_cam_resnet8, "abn": abn_resnet8}.items()}
+
+
+def trained(name, devices, time_budget=0.0):
+    model, out = build[KIND](), Path(OUT) / name
     wide = lambda a: a.astype("float64") if a.dtype == "float32" else a
     nnx.update(model, jax.tree.map(wide, nnx.state(model)))
-    c = config(f"{OUT}/{devices}", devices=devices, epochs=1, save_every=0, ema=0.9)
-    found.append(weights(classifier.main(c, model, data())))
-for one, eight in zip(*found, strict=True):
-    assert one.dtype == "float64"
-    np.testing.assert_allclose(one, eight, rtol=0, atol=1e-12)
-start = weights(Net())
-assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(start, found[0]))
+    start = weights(model)
+    options = {"devices": devices, "time_budget": time_budget}
+    c = config(out, epochs=2, save_every=0, evaluate_every=1, ema=0.9, **options)
+    return start, weights(classifier.main(c, model, data())), out
+
+
+def equal(one, other, **tolerance):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, **tolerance)
+
+
+start, one, folder = trained("one", 1)
+_, eight, other = trained("eight", 8)
+assert all(a.dtype == "float64" for a in one)
+equal(one, eight, atol=TOLERANCE)
+assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(start, one))
+kept, also = (read(o / "checkpoint", latest(o / "checkpoint")) for o in (folder, other))
+assert kept.keys() == also.keys()
+equal([kept[k] for k in kept], [also[k] for k in kept], atol=TOLERANCE)
+for row, like in zip(*(read_log(o / "log.jsonl") for o in (folder, other)), strict=True):
+    assert row.keys() == like.keys()
+    names = row.keys() - {"seconds", "images_per_second"}
+    equal([row[k] for k in names], [like[k] for k in names], atol=TOLERANCE)
+trained("moved", 1, time_budget=1e-9)
+assert 0 < latest(Path(OUT) / "moved" / "checkpoint") < latest(folder / "checkpoint")
+equal(one, trained("moved", 8)[1], atol=TOLERANCE)
 print("equal")
 """
 
 
-def test_eight_devices_are_one(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "tolerance"),
+    [("small", 1e-12), ("lfi", 1e-9), pytest.param("abn", 1e-9, marks=pytest.mark.slow)],
+)
+def test_eight_devices_are_one(tmp_path, kind, tolerance):
+    """Weights, optimizer, averages and figures; and a run that moves from one device to eight."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    words = [sys.executable, "-c", f"OUT = {str(tmp_path)!r}\n{EIGHT}"]
+    given = f"OUT, KIND, TOLERANCE = {str(tmp_path)!r}, {kind!r}, {tolerance}"
+    words = [sys.executable, "-c", f"{given}\n{EIGHT}"]
     run = subprocess.run(
         words, env=environment, cwd=PROGRAM.parent, capture_output=True, text=True, check=False
     )
