@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from jaxfmi.cli import app
 from jaxfmi.models import MODELS
 from jaxfmi.models.demo import WEIGHTS
-from jaxfmi.train import contrastive, few_shot
+from jaxfmi.train import contrastive, few_shot, prepare
 from jaxfmi.train.classifier import MODULE
 from jaxfmi.train.config import RECIPES, Config, read_file
 from jaxfmi.train.finished import open_run
@@ -104,6 +104,27 @@ def test_evaluating_gives_the_figures_of_the_run(trained, tmp_path):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="weights are last or best, got 'first'"):
         open_run(trained, "first")
+
+
+def test_digits_are_prepared_and_trained_on(tmp_path, capsys):
+    """From the drawing to a network: with boxes and masks in files, read without TensorFlow."""
+    pytest.importorskip("tensorflow_datasets", reason="needs the extra `train`")
+    digits = "digits_on_textures(size=16,train=48,test=20)"
+    prepare.main([digits, "--data-dir", str(tmp_path)])
+    written = capsys.readouterr().out.splitlines()[-1]
+    assert {f.stem.split(".")[0] for f in tmp_path.rglob("*.array_record*")} == {
+        "digits_on_textures-train",
+        "digits_on_textures-test",
+    }
+    rows = []
+    for name, data in (("written", written), ("drawn", digits)):
+        run("train", "--data", data, "--out", tmp_path / name, "--epochs", 2, *TINY)
+        rows.append(read_log(tmp_path / name / "log.jsonl"))
+        card = json.loads((tmp_path / name / "model.json").read_text())
+        assert len(card["classes"]) == 10
+    assert [row["step"] for row in rows[0]] == [6, 12]
+    assert rows[0][-1]["loss"] < rows[0][0]["loss"]
+    assert all(np.isfinite(row["test_loss"]) for row in rows[0][-1:] + rows[1][-1:])
 
 
 def test_a_finished_run_is_not_trained_again(trained, folder):

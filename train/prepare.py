@@ -9,7 +9,7 @@ need TensorFlow to be encoded from arrays.)
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from jaxfmi.train.digits import draw_digits
 from jaxfmi.train.sources import DIGITS, Data, Split, digits_options, open_source
 
-__all__ = ["prepare"]
+__all__ = ["main", "prepare"]
 
 VERSION = "1.0.0"
 
@@ -93,24 +93,25 @@ def _examples(pictures: Split, masks: np.ndarray | None) -> Iterator[tuple[int, 
         yield i, example
 
 
-def _main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    """Read the words of the command line (None: this process's), and write the data set."""
     parser = argparse.ArgumentParser("python -m jaxfmi.train.prepare", description=__doc__)
     parser.add_argument("data", help="what --data of `jaxfmi train` takes and memory holds")
     parser.add_argument(
         "--name", help="of the data set; else digits_on_textures, or the last part of data"
     )
     parser.add_argument("--data-dir", required=True, help="where data sets are kept")
-    words = parser.parse_args()
-    data, masks, name = open_source(words.data), None, Path(words.data).name
-    if (options := digits_options(words.data)) is not None:
+    given = parser.parse_args(words)
+    data, masks, name = open_source(given.data), None, Path(given.data).name
+    if (options := digits_options(given.data)) is not None:
         name, how = DIGITS, {k: v for k, v in options.items() if k not in data}
         drawn = {split: draw_digits(len(s.labels), split, **how) for split, s in data.items()}
         masks = {split: d.masks for split, d in drawn.items()}
-    print(prepare(words.name or name, data, words.data_dir, masks))
+    print(prepare(given.name or name, data, given.data_dir, masks))
 
 
 if __name__ == "__main__":
     try:
-        _main()
+        main()
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"error: {error}")
