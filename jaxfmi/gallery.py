@@ -145,12 +145,12 @@ def _check_gallery(partners, similarity: Similarity | None = None) -> jax.Array:
             f"shape {partners.shape}"
         )
     check_finite(partners, "the gallery")
-    if similarities.undefined_at_zero(similarity) and not isinstance(partners, Tracer):
-        zero = np.flatnonzero(~np.asarray(partners).any(-1))
+    if partners.ndim == 2 and not isinstance(partners, Tracer):
+        zero = np.flatnonzero(similarities.undefined(similarity, partners))
         if zero.size:
             raise ValueError(
-                f"{zero.size} embeddings of the gallery are zero, the first at {zero[0]}: their "
-                "cosine is not defined"
+                f"{zero.size} embeddings of the gallery are zero or at the centre, the first at "
+                f"{zero[0]}: their cosine is not defined"
             )
     return partners
 

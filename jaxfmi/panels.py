@@ -122,6 +122,10 @@ def episode_panel(
         raise ValueError(f"the support set of class {empty[0]} is empty")
     labels = _labels(labels, len(supports), "class ")
     shown = [[rgb(p) for p in each] for each in supports]
+    for what, parts in (("support maps", support_maps), ("shares", shares)):
+        if parts is not None and [*map(len, parts)] != [*map(len, supports)]:
+            there = f"{[*map(len, supports)]} supports"
+            raise ValueError(f"{[*map(len, parts)]} {what} for classes of {there}")
     if support_maps is not None:
         flat = overlays([p for s in supports for p in s], [m for s in support_maps for m in s])
         shown = [[flat.pop(0) for _ in each] for each in supports]

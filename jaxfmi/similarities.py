@@ -28,6 +28,12 @@ from jaxfmi.heatmap import divide
 Similarity = Callable[..., Callable[[jax.Array], jax.Array]]
 """``(q0 [E], partner) -> (q [E] -> scalar)``."""
 
+ROUNDING = 1e-6
+"""Of an embedding's length: what is no farther from the centre than this is at the centre."""
+
+CENTRE = "__jaxfmi_centre__"
+"""The centre [E] of a similarity of directions, from which no embedding may be at 0."""
+
 SHARES = "__jaxfmi_shares__"
 """What a similarity has that is no product with the activation: ``(q [E], s) -> c [E]``."""
 
@@ -72,6 +78,7 @@ def neg_squared_distance(q0: jax.Array, partner: jax.Array) -> Callable[[jax.Arr
     return lambda q: -((q - s) ** 2).sum()
 
 
+setattr(cosine, CENTRE, 0.0)
 setattr(neg_squared_distance, SHARES, lambda q, s: -((q - s) ** 2))
 
 
@@ -97,8 +104,9 @@ def centred_cosine(mu) -> Similarity:
 
     def slope(q0, partner):
         centre = _like(q0, mu, what="the centre")
-        s = _direction(_like(q0, partner) - centre, "the partner's embedding, from the centre,")
-        return centre, divide(s, _norm(q0 - centre, "the image's embedding, from the centre,"))
+        s = _like(q0, partner)
+        s = _direction(s - centre, "the partner's embedding, from the centre,", s)
+        return centre, divide(s, _norm(q0 - centre, "the image's embedding, from the centre,", q0))
 
     def shares(q, s):
         centre, w = slope(q, s)
@@ -109,6 +117,7 @@ def centred_cosine(mu) -> Similarity:
         return lambda q: ((q - centre) * w).sum()
 
     setattr(centred_cosine, SHARES, shares)
+    setattr(centred_cosine, CENTRE, mu)
     return centred_cosine
 
 
@@ -145,7 +154,7 @@ def product_scale(similarity: Similarity) -> Callable[[jax.Array, jax.Array], ja
         return lambda q, s: jnp.ones((), q.dtype)
     if similarity is cosine:
         whose = "the image's embedding", "the partner's embedding"
-        return lambda q, s: divide(1.0, _norm(q, whose[0]) * _norm(s, whose[1]))
+        return lambda q, s: divide(1.0, _norm(q, whose[0])) * divide(1.0, _norm(s, whose[1]))
     raise ValueError(
         f"places are compared by 'cosine' or 'dot'; got {similarity!r}, which is no product of "
         "what places add"
@@ -154,12 +163,15 @@ def product_scale(similarity: Similarity) -> Callable[[jax.Array, jax.Array], ja
 
 def cosine_weights(q: jax.Array, s: jax.Array) -> jax.Array:
     """Slope of the cosine with its norms held constant, s / (|q| |s|) [E]; 0 if that is 0 / 0."""
-    return divide(s, _norm(q) * _norm(s))
+    return divide(divide(s, _norm(s)), _norm(q))
 
 
-def undefined_at_zero(similarity: Similarity | None) -> bool:
-    """Whether it is the cosine, which an embedding that is zero does not have."""
-    return similarity is cosine or getattr(similarity, "func", None) is cosine
+def undefined(similarity: Similarity | None, e) -> np.ndarray:
+    """Which of the embeddings [N, E] have no such similarity: those at its centre. bool [N]."""
+    centre = getattr(getattr(similarity, "func", similarity), CENTRE, None)
+    if centre is None:
+        return np.zeros(len(e), bool)
+    return _at(np.asarray(e, float) - np.asarray(centre, float), e)
 
 
 def _like(q0: jax.Array, partner, *, pair: bool = False, what: str = "the partner") -> jax.Array:
@@ -181,16 +193,26 @@ def _product(q: jax.Array, s: jax.Array) -> jax.Array:
     return jnp.vdot(q, s, precision="highest")
 
 
-def _norm(v: jax.Array, what: str = "") -> jax.Array:
-    """|v|, clean under ``grad`` at 0; if ``what`` it is is said, a known 0 is an error."""
-    if what and not isinstance(v, Tracer) and not np.any(v):
+def _at(gap, e) -> np.ndarray:
+    """Whether a gap is 0 up to the rounding of the embedding [..., E] that it is a part of."""
+    lengths = (np.linalg.norm(np.asarray(v, float), axis=-1) for v in (gap, e))
+    return np.less_equal(next(lengths), ROUNDING * next(lengths))
+
+
+def _norm(v: jax.Array, what: str = "", of: jax.Array | None = None) -> jax.Array:
+    """|v| of any scale, clean under ``grad`` at 0.
+
+    If ``what`` it is is said, a known 0 is an error, up to rounding of what it is a part ``of``.
+    """
+    if what and not isinstance(v, Tracer) and _at(v, v if of is None else of):
         raise ValueError(f"{what} is zero: the cosine is not defined; take another similarity")
-    square = _product(v, v)
-    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+    largest = jax.lax.stop_gradient(jnp.abs(v).max())
+    square = _product(*[divide(v, largest)] * 2)
+    return largest * jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
-def _direction(v: jax.Array, what: str) -> jax.Array:
-    return divide(v, _norm(v, what))
+def _direction(v: jax.Array, what: str, of: jax.Array | None = None) -> jax.Array:
+    return divide(v, _norm(v, what, of))
 
 
 #: The similarities that need nothing but the partner, by name.

@@ -28,6 +28,16 @@ class Preprocess:
     order: Literal["RGB", "BGR", "L"] = "RGB"
     scale: float = 255.0
 
+    def __post_init__(self):
+        """Raise ValueError for an order that there is not, or numbers that do not fit it."""
+        if self.order not in ("RGB", "BGR", "L"):
+            raise ValueError(f"the order of channels is RGB, BGR or L, got {self.order!r}")
+        channels = self.shape[-1]
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, channels):
+                given = getattr(self, name)
+                raise ValueError(f"{name} has one number or {channels}, for {self.order}: {given}")
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """What an input has, [H, W, C]."""

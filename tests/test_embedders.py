@@ -11,8 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jaxfmi.cli import app
+from jaxfmi.command import networks
 from jaxfmi.train import contrastive, few_shot
 from jaxfmi.train.embedders import build, open_embedder
+from jaxfmi.train.journal import read_log, rounds
 from jaxfmi.train.pictures import Pictures, drawing
 
 SIDE = 12
@@ -64,20 +66,22 @@ def test_a_drawing_is_read_as_in_training(tmp_path):
     config = few(tmp_path / "run", data="drawings.zip", mean=(0.1,), std=(0.5,))
     few_shot.main(config, data=data(1))
     file = tmp_path / "drawing.png"
-    strokes = np.where(np.random.default_rng(3).random((SIDE, SIDE)) < 0.2, 0, 255)
+    strokes = np.where(np.random.default_rng(3).random((5 * SIDE, 7 * SIDE)) < 0.2, 0, 255)
     Image.fromarray(strokes.astype(np.uint8)).save(file)
     trained = few_shot._input(drawing(file.read_bytes(), SIDE)[None, None], config)[0, 0]
     preprocess = open_embedder(config.out).preprocess
     given = preprocess(Image.open(file))
     assert given.shape == (SIDE, SIDE, 1)
     np.testing.assert_allclose(given, trained, atol=1e-6)
-    shown = np.repeat(strokes[..., None] / 255, 3, -1)
-    np.testing.assert_allclose(preprocess.invert(given), shown, atol=1e-6)
+    assert given.std() > 0.1  # it was made smaller in both
+    shown = preprocess.invert(given)
+    assert shown.shape == (SIDE, SIDE, 3)
+    np.testing.assert_allclose(1 - shown[..., :1], given * 0.5 + 0.1, atol=1e-6)
 
     packed = replace(config, data="grey.npz", out=str(tmp_path / "packed"))
     few_shot.main(packed, data=data(1))
     grey = open_embedder(packed.out).preprocess(Image.open(file))
-    np.testing.assert_allclose(grey[..., 0], (strokes / 255 - 0.1) / 0.5, atol=1e-6)
+    np.testing.assert_allclose(grey * 0.5 + 0.1, shown[..., :1], atol=1e-6)
 
 
 def test_compare_opens_a_run(tmp_path):
@@ -124,6 +128,46 @@ def test_what_can_not_be_opened_is_said(tmp_path):
         open_embedder(config.out)
     with pytest.raises(ValueError, match=r"no network 'resnet'.*there are \['conv4', 'resnet12'\]"):
         build(replace(config, network="resnet"), 3, nnx.Rngs(0))
+
+
+def test_a_run_does_not_go_on_with_other_options(tmp_path):
+    config = few(tmp_path / "run")
+    few_shot.main(config, data=data(3))
+    before = (tmp_path / "run" / "model.json").read_bytes()
+    changed = replace(config, pools=(2,), seed=3)
+    with pytest.raises(
+        ValueError, match=r"has pools \[1\], not \[2\], seed 0, not 3: give another"
+    ):
+        few_shot.main(changed, data=data(3))
+    assert (tmp_path / "run" / "model.json").read_bytes() == before
+
+
+def test_the_log_has_every_round_once(tmp_path):
+    """A row that was cut short, and rows of rounds that come again, go."""
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"episodes": 2}\n{"episodes": 4}\n{"epis')
+    with rounds(tmp_path, range(1, 3)) as (numbers, write):
+        for number in numbers:
+            write({"episodes": 2 * number + 2})
+    assert [row["episodes"] for row in read_log(path)] == [2, 4, 6]
+
+
+def test_grey_networks_take_grey_pictures(tmp_path):
+    config = few(tmp_path / "run")
+    few_shot.main(config, data=data(1))
+    with pytest.raises(
+        ValueError, match="takes pictures of 1 channels; the preprocessing caffe gi"
+    ):
+        networks.open_run(config.out, preprocess="caffe")
+
+
+def test_broken_cards_are_named(tmp_path):
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model\.json' can't be read: "):
+        open_embedder(tmp_path)
+    (tmp_path / "model.json").write_text('{"network": "x"}')
+    with pytest.raises(ValueError, match="names no network"):
+        open_embedder(tmp_path)
 
 
 def test_networks_are_those_of_the_options():

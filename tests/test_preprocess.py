@@ -73,6 +73,33 @@ def test_presets_are_the_published_numbers():
     np.testing.assert_allclose(IMAGENET(red)[3, 3], [2.2489, -2.0357, -1.8044], atol=1e-4)
 
 
+def test_one_channel():
+    """Grey, and black ink on white paper as 1 on 0."""
+    rows = np.tile(np.array([0, 51, 255], np.uint8), (2, 1))
+    picture = Image.fromarray(rows)
+    grey = Preprocess((2, 3), mean=(0.2,), std=(0.5,), order="L")
+    x = grey(picture)
+    assert x.shape == grey.shape == (2, 3, 1)
+    np.testing.assert_allclose(x[0, :, 0], [-0.4, 0, 1.6], atol=1e-6)
+    np.testing.assert_allclose(grey.invert(x)[0], np.repeat([[0], [0.2], [1]], 3, 1), atol=1e-6)
+    ink = Preprocess((2, 3), mean=(-1.0,), order="L", scale=-255.0)
+    np.testing.assert_allclose(ink(picture)[0, :, 0], [1, 0.8, 0], atol=1e-6)
+    np.testing.assert_allclose(ink.invert(ink(picture)), grey.invert(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": (0.0,), "order": "GRB"}, "order of channels is RGB, BGR or L, got 'GRB'"),
+        ({"mean": (0.0,) * 3, "order": "L"}, r"mean has one number or 1, for L: \(0.0, 0.0, 0.0\)"),
+        ({"mean": (0.0,), "std": (1.0, 2.0)}, r"std has one number or 3, for RGB: \(1.0, 2.0\)"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocess((2, 3), **options)
+
+
 def test_only_pictures_are_preprocessed():
     with pytest.raises(TypeError, match="expected a PIL image, got ndarray"):
         IMAGENET(RAMP)

@@ -31,7 +31,7 @@ from jaxfmi.train.config import Config, read_file
 from jaxfmi.train.data import Data, Records, Split, load_data, steps_in_epoch, sweep
 from jaxfmi.train.journal import journal
 from jaxfmi.train.loop import Run, State, spread
-from jaxfmi.train.options import parse
+from jaxfmi.train.options import check_same, parse
 from jaxfmi.train.schedule import optimizer as make_optimizer
 
 __all__ = ["Config", "eval_step", "evaluate", "load_data", "loss_fn", "main", "train_step"]
@@ -187,13 +187,8 @@ def _check(config: Config, data: Data) -> None:
                 f"{_listed(names)}: they have to be the same, in the same order"
             )
     folder = Path(config.out, "checkpoint")
-    if (at := checkpoint.latest(folder)) is None:
-        return
-    there = checkpoint.read_meta(folder, at)["config"]
-    here = json.loads(json.dumps(asdict(config)))
-    if other := [k for k in here if k not in FREE and here[k] != there.get(k, here[k])]:
-        changes = ", ".join(f"{k} {there[k]!r}, not {here[k]!r}" for k in other)
-        raise ValueError(f"the run in '{config.out}' has {changes}: give another --out, or these")
+    if (at := checkpoint.latest(folder)) is not None:
+        check_same(config, checkpoint.read_meta(folder, at)["config"], FREE)
 
 
 def _begin(config: Config, model: nnx.Module, data: Data) -> tuple[Run, State]:

@@ -18,7 +18,6 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -158,8 +157,7 @@ def main(
     steps = config.epochs * (len(train.images) // config.batch_size)
     schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
     optimizer = nnx.Optimizer(whole, optax.adam(schedule), wrt=nnx.Param)
-    out = Path(config.out).absolute()
-    out.mkdir(parents=True, exist_ok=True)
+    out = embedders.begin(config)
     done, state = checkpoint.restore(out / "checkpoint", nnx.state((whole, optimizer)))
     nnx.update((whole, optimizer), state)
     with rounds(out, range(done + 1, config.epochs)) as (numbers, write):

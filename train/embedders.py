@@ -17,12 +17,20 @@ from jaxfmi.models.embedding import Conv4, Projected, Projection, ResNet12
 from jaxfmi.models.preprocess import Preprocess
 from jaxfmi.models.pretrained import load, save
 from jaxfmi.taps import suggestion
-from jaxfmi.train.options import command
+from jaxfmi.train.options import check_same, command
 
-__all__ = ["NETWORKS", "Embedder", "build", "keep", "open_embedder", "projected"]
+__all__ = [
+    "NETWORKS",
+    "Embedder",
+    "begin",
+    "build",
+    "keep",
+    "open_embedder",
+    "projected",
+]
 
 NETWORKS = {"conv4": Conv4, "resnet12": ResNet12}
-CARD, WEIGHTS = "model.json", "model.safetensors"
+CARD, WEIGHTS, OPTIONS = "model.json", "model.safetensors", "config.json"
 
 
 class Embedder(NamedTuple):
@@ -53,6 +61,20 @@ def projected(
     like = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     inputs = nnx.eval_shape(lambda m, x: m(x), model, like).shape[-1]
     return Projected(model, Projection(inputs, *sizes, rngs=rngs))
+
+
+def begin(config: Any) -> Path:
+    """Make the folder of a run and write its options there; returns the folder.
+
+    Raises:
+      ValueError: the run that is there was begun with other options.
+    """
+    out = Path(config.out).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    if (path := out / OPTIONS).is_file():
+        check_same(config, json.loads(path.read_text()), ("out",))
+    path.write_text(json.dumps(asdict(config), indent=1) + "\n")
+    return out
 
 
 def keep(
@@ -97,13 +119,17 @@ def open_embedder(run: str | Path) -> Embedder:
     path = Path(run) / CARD
     if not path.is_file():
         raise FileNotFoundError(f"no finished run in '{run}': it has no {CARD}")
-    card = json.loads(path.read_text())
-    if "network" not in card:
+    try:
+        card = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{path}' can't be read: {error}") from error
+    given, weights = card.get("network"), path.with_name(WEIGHTS)
+    if not isinstance(given, dict) or not {"name", "options", "shape"} <= given.keys():
         raise ValueError(
-            f"'{path}' names no network: the run is not of few-shot or contrastive training, or "
-            "it was given a network of its own; build that and use jaxfmi.models.load"
+            f"'{path}' names no network: the run is not of few-shot or contrastive training, is "
+            "of an earlier version, or was given a network of its own; build that and use "
+            "jaxfmi.models.load"
         )
-    given, weights = card["network"], path.with_name(WEIGHTS)
     model = _build(given["name"], **given["options"])
     if head := card["config"].get("projection"):
         model = load(projected(model, head, given["shape"]), weights).backbone

@@ -17,7 +17,6 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -172,8 +171,7 @@ def main(
     model = model or embedders.build(config, shape[-1], nnx.Rngs(config.seed))
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.episodes)
     optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
-    out = Path(config.out).absolute()
-    out.mkdir(parents=True, exist_ok=True)
+    out = embedders.begin(config)
     done, state = checkpoint.restore(out / "checkpoint", nnx.state((model, optimizer)))
     nnx.update((model, optimizer), state)
     with rounds(out, range(done + 1, -(-config.episodes // config.every))) as (numbers, write):

@@ -42,7 +42,7 @@ def journal(out: Path, step: int, total: int, shown: bool | None = None) -> Iter
     )
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     hidden = not (sys.stderr.isatty() if shown is None else shown)
-    board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
+    board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
     bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
     with bar, board, (out / LOG).open("a") as log:
         task = bar.add_task("training", total=total, completed=step, figures="")
@@ -67,8 +67,9 @@ def rounds(out: Path, numbers: range) -> Iterator[tuple[Iterable[int], Callable]
     """The log and the bar, on a terminal only, of a run that goes by rounds.
 
     Gives the numbers, which move the bar on, and a function that appends a row to `log.jsonl` and
-    says it.
+    says it. Rows of rounds that will come again go.
     """
+    _keep(out / LOG, read_log(out / LOG)[: numbers.start])
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     bar = Progress(console=console, disable=not sys.stderr.isatty())
     with bar, (out / LOG).open("a") as log:
@@ -93,7 +94,10 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 def _cut(path: Path, step: int) -> None:
     """Take out the rows of steps that will come again."""
-    rows = [row for row in read_log(path) if row.get("step", math.inf) <= step]
+    _keep(path, [row for row in read_log(path) if row.get("step", math.inf) <= step])
+
+
+def _keep(path: Path, rows: list[dict[str, float]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

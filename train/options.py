@@ -6,10 +6,11 @@ scripts; `jaxfmi train` gives the same options to typer.
 
 import argparse
 import inspect
+import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from jaxfmi.taps import suggestion
@@ -17,7 +18,7 @@ from jaxfmi.taps import suggestion
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["command", "explanations", "from_text", "make", "parse"]
+__all__ = ["check_same", "command", "explanations", "from_text", "make", "parse"]
 
 Options = TypeVar("Options", bound="DataclassInstance")
 
@@ -37,6 +38,23 @@ def make(kind: type[Options], values: Mapping[str, Any]) -> Options:
         if field.default is MISSING and not values.get(name):
             raise ValueError(f"{name} is missing: give --{_dashed(name)}")
     return kind(**{name: _fit(name, known[name].type, value) for name, value in values.items()})
+
+
+def check_same(config: Any, there: Mapping[str, Any], free: Collection[str]) -> None:
+    """Compare the options of a run that goes on with those it was begun with.
+
+    Args:
+      config: a dataclass with the field `out`.
+      there: options as JSON has them.
+      free: names of those that may change.
+
+    Raises:
+      ValueError: others did.
+    """
+    here = json.loads(json.dumps(asdict(config)))
+    if other := [k for k in here if k not in free and here[k] != there.get(k, here[k])]:
+        changes = ", ".join(f"{k} {there[k]!r}, not {here[k]!r}" for k in other)
+        raise ValueError(f"the run in '{config.out}' has {changes}: give another --out, or these")
 
 
 def parse(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from jaxfmi.models.preprocess import Preprocess
 from jaxfmi.train.data import load_split
 
 __all__ = ["Pictures", "choose", "disjoint", "read", "read_omniglot", "rotations"]
@@ -69,8 +70,8 @@ def read_omniglot(path: str | Path, size: int = 28) -> Pictures:
 
 def drawing(file: bytes, size: int) -> np.ndarray:
     """One drawing of black ink on white, as uint8 [size, size, 1] with ink 255."""
-    picture = Image.open(io.BytesIO(file)).convert("L").resize((size, size), Image.Resampling.BOX)
-    return 255 - np.asarray(picture)[..., None]
+    ink = Preprocess((size, size), mean=(-1.0,), order="L", scale=-255.0)
+    return (255 * ink(Image.open(io.BytesIO(file)))).round().astype(np.uint8)
 
 
 def choose(pictures: Pictures, classes) -> Pictures:

@@ -20,7 +20,7 @@ from similarities import protocol
 from similarities.maps import NAMES, Network, explain, heatmaps, occlude, pooled, take_apart
 from similarities.measures import chunked, interval, pointing
 from similarities.protocol import embedded
-from similarities.retrieval import tile_mask, unit
+from similarities.retrieval import another_of, tile_mask, unit
 
 SIDE = 32
 POINTS = 16  # of a grid on what two crops have in common, in each direction
@@ -100,15 +100,20 @@ def two_crops(rng, network: Network, mean, val: Pictures, e, count: int) -> dict
 
     Each has 0.5 to 1 of the area. Maps are read on a grid of the common part; the figure is
     Spearman's correlation. The margin is to a random picture. `same random` is the correlation of
-    the first crop's maps for the second and for that random picture.
+    the first crop's maps for the second and for that random picture; `same same` and `same other`
+    those for another picture of its class, and of another class.
     """
     at = rng.permutation(len(e))[:count]
     random = e[(at + rng.integers(1, len(e), len(at))) % len(e)]
+    free = np.random.default_rng(1)
+    foreign = [free.choice(np.flatnonzero(val.labels != label)) for label in val.labels[at]]
+    swaps = np.stack([random, e[another_of(val.labels, free)[at]], e[foreign]], 1)
     sides = np.sqrt(rng.uniform(0.5, 1, (len(at), 2)))
     starts = rng.uniform(0, 1, (len(at), 2, 2)) * (1 - sides[..., None])
     starts, sides = starts.astype(np.float32), sides.astype(np.float32)
 
-    def one(explainer, state, image, other, start, side, seed):
+    def one(explainer, state, image, swaps, start, side, seed):
+        other = swaps[0]
         x, embed = network.net.input(image), network.net.embed(state)
         crops = [crop(x, start[i], side[i]) for i in (0, 1)]
         partners = [embed(crops[1 - i]) for i in (0, 1)]
@@ -117,7 +122,10 @@ def two_crops(rng, network: Network, mean, val: Pictures, e, count: int) -> dict
             explainer(network.net, state, mean, crops[i], partners[i], other, keys[i])
             for i in (0, 1)
         ]
-        away = explainer(network.net, state, mean, crops[0], other, partners[0], keys[2])
+        away = {
+            kind: explainer(network.net, state, mean, crops[0], swap, partners[0], keys[2])
+            for kind, swap in zip(("random", "same", "other"), swaps, strict=True)
+        }
         shown = [heatmaps(f, (SIDE, SIDE)) for f in found]
         low, high = start.max(0), (start + side[:, None]).min(0)
         points = low[None] + (jnp.arange(POINTS)[:, None] + 0.5) / POINTS * (high - low)[None]
@@ -126,14 +134,14 @@ def two_crops(rng, network: Network, mean, val: Pictures, e, count: int) -> dict
                 "agreement": spearman(
                     *(read(shown[i][name], points, start[i], side[i]) for i in (0, 1))
                 ),
-                "same random": spearman(found[0][name].map, away[name].map),
             }
+            | {f"same {k}": spearman(found[0][name].map, a[name].map) for k, a in away.items()}
             for name in found[0]
         }
 
     values = {}
     for explainer, few in ((explain, len(at)), (occlude, 100)):
-        parts = (a[:few] for a in (val.images[at], random, starts, sides, at))
+        parts = (a[:few] for a in (val.images[at], swaps, starts, sides, at))
         values |= chunked(partial(one, explainer), 20)(network.state, *parts)
     found = {n: {k: interval(v) for k, v in each.items()} for n, each in values.items()}
     return {"maps": {name: found[name] for name in NAMES}, "pictures": len(at)}
@@ -179,8 +187,9 @@ def mosaics(rng, network: Network, val: Pictures, e, gallery: Pictures, g, count
     """Four test pictures of four classes in one; partners of three kinds of one of them.
 
     Its mirror image, the nearest training picture, the mean of its class. The margin is to the
-    same of another tile, and `same other` is the correlation with the map for that. `corpus` is the
-    map for the mean of the tile's class against that of the other tile's class.
+    same of another tile, and `same other` is the correlation with the map for that; `same same`
+    that with the map for another picture of the tile's class, `same random` for any. `corpus` is
+    the map for the mean of the tile's class against that of the other tile's class.
     """
     classes = [np.flatnonzero(val.labels == c) for c in range(10)]
     shown = np.array(
@@ -199,6 +208,9 @@ def mosaics(rng, network: Network, val: Pictures, e, gallery: Pictures, g, count
         "nearest picture": (g[nearest_of(e[target], g)], g[nearest_of(e[rival], g)]),
         "class mean": (means[val.labels[target]], means[val.labels[rival]]),
     }
+    free = np.random.default_rng(1)
+    kin = e[another_of(val.labels, free)[target]]
+    random = e[free.integers(0, len(e), count)]
     regions = np.stack([tile_mask(t, (2 * SIDE, 2 * SIDE)) for t in tiles])
     found = {}
     for kind, (own, other) in partners.items():
@@ -209,7 +221,8 @@ def mosaics(rng, network: Network, val: Pictures, e, gallery: Pictures, g, count
             own,
             other,
             regions,
-            partners={"other": (other, own)},
+            partners={"other": (other, own), "same": (kin, other), "random": (random, other)},
+            occluded=60,
             batch=25,
             size=(2 * SIDE, 2 * SIDE),
         )

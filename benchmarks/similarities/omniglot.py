@@ -92,7 +92,8 @@ def canvases(rng, network: Network, mean, novel: Pictures, embeddings, count: in
     """Two unseen characters side by side; the partner is the prototype of one of them.
 
     Prototypes are of 5 drawings that are not shown. `same other` is the correlation with the map
-    for the other character's prototype, `same same` with that for 5 more drawings of the same.
+    for the other character's prototype, `same same` with that for 5 more drawings of the same,
+    `same random` with that for any drawing.
     """
     chosen = np.stack([few_shot.draw(rng, novel.labels, 2, 11) for _ in range(count)])
     shown = np.pad(novel.images[chosen[:, :, 0]], ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)))
@@ -102,7 +103,8 @@ def canvases(rng, network: Network, mean, novel: Pictures, embeddings, count: in
     own, other, again = first[rows, side], first[rows, 1 - side], second[rows, side]
     halves = np.arange(64) // 32 == side[:, None]
     regions = np.broadcast_to(halves[:, None], (count, 32, 64))
-    partners = {"other": (other, own), "same": (again, other)}
+    random = embeddings[np.random.default_rng(1).integers(0, len(embeddings), count)]
+    partners = {"other": (other, own), "same": (again, other), "random": (random, other)}
     table, maps = protocol.map_test(
         network, mean, images, own, other, regions, partners=partners, batch=50, size=(32, 64)
     )

@@ -57,8 +57,8 @@ def opening(found: dict[str, Any]) -> str:
         "\n".join(lines)
         + """
 
-Every figure is a mean with the bootstrap's 95 % interval over pictures, or over episodes where
-these share pictures. `peak`: the map's highest point is in the region; `energy`: the share of its
+Figures are means with the bootstrap's 95 % interval over pictures, or over episodes where
+these share pictures; `score` and `missing` are means alone. `peak`: the map's highest point is in the region; `energy`: the share of its
 positive part that is there; `heavier`: more than half of that is; `border`: the peak is on the
 picture's border; `same other`, `same random`, `same same`: Spearman's correlation of the map with
 the map of the same picture for a partner of another class, drawn at random, or of the same class:
@@ -67,9 +67,11 @@ the sign of its map: -1 says nothing there). `score` and `missing`: the mean of 
 and of what its total is away from it. Deletion (low is good) and insertion (high is good)
 are areas under the similarity, where 1 is that of the whole picture and 0 that of the blurred one
 (in A: without ink). `recall@1` is of all pictures: of ImageNet's 400, only 139 have another of
-their class among them. SBSM asks for about a hundred forward passes for a picture, and explains
-about 100 of the pictures of a test, in D about 50. The overall activation map of Zhu et al.,
-unclipped, is FAM's complete one here, where embeddings are averages."""
+their class among them. SBSM asks for a forward pass for every window, of which a square picture has
+about 100 and one of two parts 200. It explains fewer pictures, evenly spaced (the column
+`pictures`), the first 100 pairs of crops and, for D's recall, the first 30 pictures. The overall
+activation map of Zhu et al., unclipped, is FAM's complete one here, where embeddings are
+averages."""
     )
 
 
@@ -92,7 +94,9 @@ def ordered(maps: dict[str, Any], measure: str) -> str:
     """The methods by a measure, best first."""
     values = {name: maps[name][measure][0] for name in NAMES if maps[name].get(measure)}
     names = sorted(values, key=lambda name: -(values[name] or 0))
-    return ", ".join(f"{name} {number(values[name])}" for name in names)
+    most = max(maps[name]["pictures"] for name in names)
+    few = {n: f" (of {maps[n]['pictures']})" for n in names if maps[n]["pictures"] < most / 2}
+    return ", ".join(f"{name} {number(values[name])}{few.get(name, '')}" for name in names)
 
 
 def recommendations(found: dict[str, Any]) -> list[str]:

@@ -166,6 +166,8 @@ def _curver(net: Net, similarity: Callable, batch: int) -> Callable:
 def summary(table: Table, groups=None) -> dict[str, dict[str, Any]]:
     """Intervals by method and measure; of `missing` the mean over pictures, and of the score."""
     found: dict[str, dict[str, Any]] = {name: {} for name in NAMES}
+    for name, values in table.get("peak", {}).items():
+        found[name]["pictures"] = int(np.isfinite(values).sum())
     for measure, by_name in table.items():
         for name, values in by_name.items():
             if measure in ("score", "missing"):

@@ -20,7 +20,7 @@ from similarities.tiny import boxes_by_map, fractions
 
 SIDE, GRID = 192, 64  # of the pictures, and of the maps that boxes are found in
 SHARES = (0.1, 0.2, 0.4)
-OCCLUDED = 50  # pictures that SBSM explains
+OCCLUDED = 30  # pictures that SBSM explains
 
 
 def run(options) -> dict:
@@ -92,6 +92,16 @@ def neighbours(e: np.ndarray) -> np.ndarray:
     return cosines.argmax(1)
 
 
+def another_of(labels: np.ndarray, rng) -> np.ndarray:
+    """For each picture another of its class, [N]; itself where there is none."""
+    found = np.arange(len(labels))
+    for i, label in enumerate(labels):
+        others = np.setdiff1d(np.flatnonzero(labels == label), [i])
+        if len(others):
+            found[i] = rng.choice(others)
+    return found
+
+
 def recall(nearest: np.ndarray, labels: np.ndarray) -> list[float]:
     """How often the nearest other picture is of the same class."""
     return interval(labels[nearest] == labels)
@@ -101,11 +111,13 @@ def in_boxes(rng, network: Network, c: Collection, e: np.ndarray) -> dict:
     """Every picture as the query, the nearest other as its partner; maps of both.
 
     The margin is to a picture drawn at random, `same random` is the correlation with the map for
-    it, `same other` with that for a random picture of another class.
+    it, `same other` with that for a random picture of another class, `same same` with that for one
+    of the same class, where there is another.
     """
     nearest, count = neighbours(e), len(e)
     random = (np.arange(count) + rng.integers(1, count, count)) % count
     foreign = np.array([rng.choice(np.flatnonzero(c.labels != label)) for label in c.labels])
+    kin = another_of(c.labels, np.random.default_rng(1))
     regions = np.stack([box_mask(b, (SIDE, SIDE)) for b in c.boxes])
     small = regions.mean((1, 2)) < COVER
     result = {"recall@1": recall(nearest, c.labels), "small boxes": int(small.sum())}
@@ -115,6 +127,7 @@ def in_boxes(rng, network: Network, c: Collection, e: np.ndarray) -> dict:
         ("neighbour", nearest, np.arange(count)),
     ):
         pairs = {"random": (e[random], e[partner]), "other": (e[foreign], e[partner])}
+        pairs["same"] = (e[kin[at]], e[random])
         table, maps = protocol.map_test(
             network,
             e.mean(0),
@@ -127,6 +140,8 @@ def in_boxes(rng, network: Network, c: Collection, e: np.ndarray) -> dict:
             size=(GRID, GRID),
             occluded=OCCLUDED,
         )
+        for values in table["same same"].values():
+            values[kin[at] == at] = np.nan
         shown = small[at]
         hidden = {
             m: {n: np.where(shown, v, np.nan) for n, v in t.items()} for m, t in table.items()
@@ -136,7 +151,7 @@ def in_boxes(rng, network: Network, c: Collection, e: np.ndarray) -> dict:
         if side == "query":
             result["peak of complete, less that of"] = protocol.differences(hidden["peak"])
             result["completeness"] = protocol.completeness(found)
-            result["localisation"] = boxes_by_map(maps, c.boxes, slice(0, count))
+            result["localisation"] = boxes_by_map(maps, c.boxes, count)
             result["figure"] = {
                 "images": c.images[:4],
                 "maps": {name: m[:4] for name, m in maps.items()},
@@ -188,14 +203,20 @@ def deleting(network: Network, c: Collection, e, rng, count: int) -> dict:
             cosines[np.arange(len(own)), own] = -np.inf
             hits = c.labels[cosines.argmax(1)] == c.labels[own]
             found[name][f"{share:.0%}"] = interval(hits)
-    return {"recall@1, whole": interval(c.labels[nearest[at]] == c.labels[at]), "maps": found}
+    whole = c.labels[nearest[at]] == c.labels[at]
+    return {
+        "recall@1, whole": interval(whole),
+        "recall@1, whole, of those that SBSM explains": interval(whole[:OCCLUDED]),
+        "maps": found,
+    }
 
 
 def mosaics(rng, network: Network, c: Collection, e, count: int) -> dict:
     """Four pictures of different classes in one; the partner is another picture of one's class.
 
     The margin is to the embedding of another of the four, by itself; `same other` is the
-    correlation with the map for that.
+    correlation with the map for that, `same random` with that for any picture. (Most classes have
+    two pictures, so that there is no third for `same same`.)
     """
     paired = [i for i, label in enumerate(c.labels) if (c.labels == label).sum() > 1]
     half, images, own, other, tiles = SIDE // 2, [], [], [], rng.integers(0, 4, count)
@@ -218,6 +239,7 @@ def mosaics(rng, network: Network, c: Collection, e, count: int) -> dict:
     images = np.stack(images)
     regions = np.stack([tile_mask(tile, (SIDE, SIDE)) for tile in tiles])
     own, other = np.stack(own), np.stack(other)
+    random = e[np.random.default_rng(1).integers(0, len(e), count)]
     table, maps = protocol.map_test(
         network,
         e.mean(0),
@@ -225,7 +247,7 @@ def mosaics(rng, network: Network, c: Collection, e, count: int) -> dict:
         own,
         other,
         regions,
-        partners={"other": (other, own)},
+        partners={"other": (other, own), "random": (random, other)},
         batch=20,
         size=(GRID, GRID),
         occluded=OCCLUDED,

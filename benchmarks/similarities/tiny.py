@@ -3,6 +3,8 @@
 Pictures of the new classes come from the training file, whose twelve other classes train.
 """
 
+from typing import Any
+
 import numpy as np
 
 from jaxfmi.train import few_shot
@@ -72,7 +74,7 @@ def in_boxes(rng, network: Network, mean, novel: Pictures, embeddings, boxes, ch
 
     The partner is the prototype of the query's class; the margin is to the nearest other class.
     `same other` is the correlation with the map for that class, `same same` with the map for five
-    other supports of the right class.
+    other supports of the right class, `same random` with that for any picture.
     """
     episodes = len(chosen)
     prototypes, again = (embeddings[chosen[:, :, a : a + 5]].mean(2) for a in (0, 5))
@@ -85,7 +87,8 @@ def in_boxes(rng, network: Network, mean, novel: Pictures, embeddings, boxes, ch
     right = np.square(embeddings[at][:, None] - turned).sum(-1).argmin(1) == 0
     regions = np.stack([box_mask(box, (SIDE, SIDE)) for box in boxes[at]])
     second = again.reshape(episodes * 5, -1)
-    partners = {"other": (other, own), "same": (second, other)}
+    random = embeddings[np.random.default_rng(1).integers(0, len(embeddings), len(at))]
+    partners = {"other": (other, own), "same": (second, other), "random": (random, other)}
     table, maps = protocol.map_test(
         network,
         mean,
@@ -104,7 +107,7 @@ def in_boxes(rng, network: Network, mean, novel: Pictures, embeddings, boxes, ch
         "maps": found,
         "peak of complete, less that of": protocol.differences(hidden["peak"], groups),
         "completeness": protocol.completeness(found),
-        "localisation": boxes_by_map(maps, boxes[at], slice(0, 1000), right),
+        "localisation": boxes_by_map(maps, boxes[at], 1000, right, groups),
         "episodes": episodes,
         "small boxes": int(small.sum()),
         "figure": {
@@ -115,13 +118,13 @@ def in_boxes(rng, network: Network, mean, novel: Pictures, embeddings, boxes, ch
     }
 
 
-def boxes_by_map(maps, boxes, part: slice, right=None) -> dict[str, dict[str, float]]:
-    """Box accuracies of some of the pictures, by map; those without a map do not count."""
+def boxes_by_map(maps, boxes, count: int, right=None, groups=None) -> dict[str, dict[str, Any]]:
+    """Box accuracies of the first pictures that have a map, `count` at the most, by map."""
     found = {}
     for name in NAMES:
-        at = [i for i in range(len(boxes))[part] if np.isfinite(maps[name][i]).all()]
-        chosen = None if right is None else right[at]
-        found[name] = box_accuracy(maps[name][at], [boxes[i] for i in at], chosen)
+        at = np.flatnonzero(np.isfinite(maps[name]).all((1, 2)))[:count]
+        rest = (None if v is None else v[at] for v in (right, groups))
+        found[name] = box_accuracy(maps[name][at], [boxes[i] for i in at], *rest)
     return found
 
 
@@ -132,6 +135,14 @@ def canvases(rng, network: Network, mean, novel: Pictures, embeddings, count: in
     prototypes = embeddings[chosen[:, :, 1:]].mean(2)
     side, rows = rng.integers(0, 2, count), np.arange(count)
     own, other = prototypes[rows, side], prototypes[rows, 1 - side]
+    free = np.random.default_rng(1)
+    again = np.stack(
+        [
+            embeddings[free.choice(np.flatnonzero(novel.labels == c), 5, replace=False)].mean(0)
+            for c in novel.labels[chosen[rows, side, 0]]
+        ]
+    )
+    random = embeddings[free.integers(0, len(embeddings), count)]
     halves = np.arange(2 * SIDE) // SIDE == side[:, None]
     regions = np.broadcast_to(halves[:, None], (count, SIDE, 2 * SIDE))
     table, maps = protocol.map_test(
@@ -141,7 +152,7 @@ def canvases(rng, network: Network, mean, novel: Pictures, embeddings, count: in
         own,
         other,
         regions,
-        partners={"other": (other, own)},
+        partners={"other": (other, own), "same": (again, other), "random": (random, other)},
         batch=20,
         size=(SIDE, 2 * SIDE),
     )

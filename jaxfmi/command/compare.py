@@ -28,7 +28,6 @@ CENTRED = "centred_cosine"  # from the mean of the pictures that are given
 DISTANCE = similarities.neg_squared_distance.__name__
 SIMILARITIES = (*(n for n in similarities.NAMED if n != "margin"), CENTRED)
 WEIGHTINGS = ("complete", "contribution", "none", "mean")
-ROUNDING = 1e-6  # of a length
 PACKAGES = ("jaxfmi", "jax", "flax", "numpy")
 Words = list[str] | None
 
@@ -49,7 +48,9 @@ def compare(
     weights: Annotated[
         str | None, typer.Option(help="A .safetensors or .npz file, or owner/name on the hub.")
     ] = None,
-    layer: Annotated[str, typer.Option(help="A name of `jaxfmi layers`; else the last.")] = "auto",
+    layer: Annotated[
+        str, typer.Option(help="A tag of the network, as in `jaxfmi layers`; else the last.")
+    ] = "auto",
     similarity: Annotated[
         str,
         typer.Option(
@@ -125,11 +126,11 @@ def explain(
         return jax.lax.map(embedding(state), x)
 
     e = embed(state, x)
-    centres = {"cosine": (0, "of zeros"), CENTRED: (np.mean(e, 0), "that is the mean of all")}
-    centre, what = centres.get(similarity, (None, ""))
-    for place, one in enumerate(e):
-        if centre is not None and np.linalg.norm(one - centre) <= ROUNDING * np.linalg.norm(one):
-            raise ValueError(f"picture {place + 1} has an embedding {what}, and so no cosine")
+    centred = similarity == CENTRED
+    compared = centred_cosine(np.mean(e, 0)) if centred else similarities.NAMED[similarity]
+    what = "that is the mean of all" if centred else "of zeros"
+    for place in np.flatnonzero(similarities.undefined(compared, e)):
+        raise ValueError(f"picture {place + 1} has an embedding {what}, and so no cosine")
 
     @jax.jit
     def maps(state, x, e):

@@ -147,6 +147,12 @@ def open_run(
     source = _provenance(Path(folder) / "model.safetensors")
     card = about["network"] | {"weights": source | {"source": folder}}
     network = _with_input(Network(model, expected, (), card), preprocess, size)
+    given, channels = network.preprocess.shape[-1], expected.shape[-1]
+    if given != channels:
+        raise ValueError(
+            f"the network of '{folder}' takes pictures of {channels} channels; the preprocessing "
+            f"{preprocess} gives {given}"
+        )
     outputs(network)
     return network
 
