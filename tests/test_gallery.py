@@ -13,6 +13,7 @@ from jaxfmi import similarities as sim
 
 RNG = np.random.default_rng(8)
 PARTNERS = RNG.random((9, 5)).astype(np.float32)
+NEAR = PARTNERS[2] * np.float32(1 + 1e-7)  # a centre where one of them is, up to rounding
 X = A.astype(np.float32)
 
 
@@ -112,6 +113,10 @@ def test_closed_form():
         (lambda: jf.gallery(GAP, "a")(X, np.ones((2, 4))), "because the image's embedding has 5"),
         (lambda: jf.gallery(GAP, "a")(X, np.eye(5) * [1, 0, 1, 1, 1]), "1 embeddings.*at 1"),
         (lambda: jf.gallery(GAP, "a")(0 * X, PARTNERS), "the image's embedding is zero"),
+        (
+            lambda: jf.gallery(GAP, "a", similarity=sim.centred_cosine(NEAR))(X, PARTNERS),
+            "1 embeddings of the gallery are zero or at the centre, the first at 2",
+        ),
         (lambda: jf.gallery(GAP, "a", top=0), "at least 1; got 0"),
         (lambda: jf.embed_images(GAP, []), "the gallery is empty"),
         (lambda: jf.embed_images(GAP, iter(())), "the gallery is empty"),

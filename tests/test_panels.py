@@ -94,6 +94,20 @@ def test_episode():
             ),
             "NaN",
         ),
+        (
+            lambda: episode_panel(
+                [PICTURES[:2], PICTURES[:1]],
+                PICTURES[0],
+                maps(2),
+                [1, 2],
+                support_maps=[maps(1), maps(2)],
+            ),
+            r"\[1, 2\] support maps for classes of \[2, 1\] supports",
+        ),
+        (
+            lambda: episode_panel([PICTURES[:2]], PICTURES[0], maps(1), [1], shares=[[1.0]]),
+            r"\[1\] shares for classes of \[2\] supports",
+        ),
         (lambda: episode_panel([PICTURES, []], PICTURES[0], maps(2), [1, 2]), "class 1 is empty"),
     ],
 )

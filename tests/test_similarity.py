@@ -452,3 +452,13 @@ def test_bad_support():
         jf.prototype(np.ones((0, K)))
     with pytest.raises(ValueError, match="above 0"):
         weightings.gaussian(0)
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e19])
+def test_the_cosine_has_no_scale(scale):
+    """In float32 squares of such activations are 0 or infinite."""
+    a, s = jnp.asarray(A, jnp.float32), jnp.asarray(S, jnp.float32)
+    terms = jf.fam_terms(GAP, "a", size=None)
+    plain, scaled = terms(a, s), terms(a * scale, s / scale)
+    np.testing.assert_allclose(scaled.score, plain.score, rtol=1e-5)
+    np.testing.assert_allclose(scaled.map, plain.map, rtol=1e-4, atol=1e-6)

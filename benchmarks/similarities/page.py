@@ -58,7 +58,8 @@ def opening(found: dict[str, Any]) -> str:
         + """
 
 Figures are means with the bootstrap's 95 % interval over pictures, or over episodes where
-these share pictures; `score` and `missing` are means alone. `peak`: the map's highest point is in the region; `energy`: the share of its
+these share pictures; `score` and `missing` are means alone. `peak`: the map's highest point is in
+the region; `energy`: the share of its
 positive part that is there; `heavier`: more than half of that is; `border`: the peak is on the
 picture's border; `same other`, `same random`, `same same`: Spearman's correlation of the map with
 the map of the same picture for a partner of another class, drawn at random, or of the same class:
