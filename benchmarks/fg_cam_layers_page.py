@@ -39,13 +39,14 @@ with
 def write_page(out: Path) -> None:
     """Write README.md and figures of the tables in ``out/<network>``, and all tests."""
     chapters = [HEAD]
-    for folder in sorted(path.parent for path in out.glob(f"*/{tables.TABLE}")):
+    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
         table = tables.load(folder)
         means, tests = summary(table.rows, BETTER), compared(table.rows, table.settings)
         means.write_csv(folder / "summary.csv")
         tests.write_csv(folder / "tests.csv")
         figure(means, table.settings).savefig(folder / "layers.png", dpi=110)
-        chapters.append(chapter(means, tests, table.settings))
+        count = table.rows["index"].n_unique()
+        chapters.append(chapter(means, tests, table.settings, count))
     (out / "README.md").write_text("\n".join(chapters), encoding="utf-8")
     print(f"written to {out / 'README.md'}")
 
@@ -69,10 +70,11 @@ def composites(known: dict) -> list[str]:
     return [name for name in known["methods"] if name.startswith("lrp ")]
 
 
-def chapter(means: pl.DataFrame, tests: pl.DataFrame, known: dict) -> str:
-    """What there is to say about one network."""
+def chapter(means: pl.DataFrame, tests: pl.DataFrame, known: dict, count: int) -> str:
+    """What there is to say about one network, from as many pictures."""
+    rest = "" if count == known["pictures"] else f" of {known['pictures']}"
     intro = (
-        f"{known['pictures']} pictures; curves of {known['steps']} steps; denoising keeps "
+        f"{count}{rest} pictures; curves of {known['steps']} steps; denoising keeps "
         f"{known['denoise']:g} of the rank; matrix precision {known['precision']}."
     )
     said = [*against_composites(means, tests, known), *over_layers(means, tests, known)]
