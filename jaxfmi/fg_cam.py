@@ -5,7 +5,7 @@ layer by layer, by the rules of relevance propagation, and sums over channels wh
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from jaxfmi.explainer import (
 from jaxfmi.heatmap import divide
 from jaxfmi.lrp import check_place
 from jaxfmi.masks import activation_masks
+from jaxfmi.metrics.ranking import count
 from jaxfmi.modules import probability
 from jaxfmi.pending import NORMS, Settings, Split, check_reading
 from jaxfmi.relevance import INPUT, transport
@@ -59,8 +60,11 @@ def fg_cam(
 
     The components alpha_k A_k are handed down from ``layer`` to ``at`` by z+ without biases, by
     z^B with the image's least and largest value in the first layer, through everything else
-    unchanged. Without denoising the map's sum is that of the CAM, and at ``layer`` itself it is the
-    CAM before its ReLU.
+    unchanged. At ``layer`` itself the map is the CAM before its ReLU, and without denoising the sum
+    stays that of the CAM, but for what is lost where a unit has no positive contribution: it is
+    active by its bias alone, or both branches of a sum are negative. A network of ReLU without
+    biases loses nothing; MobileNetV2, whose depthwise layers see few inputs, nearly all on the way
+    to the pixels (benchmarks/fg_cam_layers), so that only the proportions of its maps mean much.
 
     The paper's text was not available to us; as the authors' code, which knows VGG only. Ours, for
     other networks: sums of branches are split by their positive parts; an activation that is 0
@@ -73,7 +77,8 @@ def fg_cam(
         from one pass.
       base: what weighs the components: ``"grad_cam"`` or another of the CAM family's, a function
         ``(a, gradient) -> weights``, or ``"score_cam"``, one evaluation per channel.
-      denoise: keep this share of the components' rank, the authors' 0.1; 0 keeps all.
+      denoise: keep this share of the components' rank, the authors' 0.1, at least one; 0 leaves
+        the components as they are.
       restore_mean: give denoised channels back their mean over positions, which the authors' code
         takes away.
       positive: rectify the components first.
@@ -89,7 +94,7 @@ def fg_cam(
       ValueError: an unknown option; when called, an operation without a rule, or a tag that is not
         there or that the layer bypasses.
     """
-    _check(base, denoise, norm, split)
+    _check(at, base, denoise, norm, split)
     score = asked(score, probability) if base == "score_cam" else score
     low, high = bounds
     composite = every(z_plus(eps=0.0), first=z_box(low, high, eps=0.0))
@@ -112,15 +117,19 @@ def fg_cam(
 def denoised(components: jax.Array, share: float, restore_mean: bool = False) -> jax.Array:
     """Components [h, w, K] at a share of their rank, each channel without its mean.
 
-    By the eigenvectors of the Gram matrix of positions, which is equal to a truncated SVD.
+    By the eigenvectors of the Gram matrix of positions or of channels, whichever are fewer, which
+    is equal to a truncated SVD.
     """
     m = components.reshape(-1, components.shape[-1])
     mean = m.mean(0, keepdims=True)
     m = m - mean
-    rank = max(1, int(share * min(m.shape)))
-    gram = jnp.matmul(m, m.T, precision="highest")
+    rank = max(1, count(share, min(m.shape)))
+    tall = m.shape[0] > m.shape[1]
+    side = m.T if tall else m
+    gram = jnp.matmul(side, side.T, precision="highest")
     top = jnp.linalg.eigh(gram)[1][:, -rank:]
-    low = jnp.matmul(top, jnp.matmul(top.T, m, precision="highest"), precision="highest")
+    low = jnp.matmul(top, jnp.matmul(top.T, side, precision="highest"), precision="highest")
+    low = low.T if tall else low
     return (low + mean if restore_mean else low).reshape(components.shape)
 
 
@@ -154,9 +163,11 @@ def _components(score, name: str, base: Base, chunk, a, x, *args) -> jax.Array:
     return weigh(a, jax.grad(head(score, name, x, *args))(a)) * a
 
 
-def _check(base: Base, denoise: float, norm: str, split: str) -> None:
+def _check(at: Any, base: Base, denoise: float, norm: str, split: str) -> None:
+    if not at or not all(isinstance(place, str) for place in at):
+        raise ValueError(f"at is a tag, 'input', or several of these; got {at!r}")
     if isinstance(base, str) and base not in (*WEIGHTS, "score_cam"):
         raise ValueError(f"no base {base!r}; there are {', '.join(WEIGHTS)}, score_cam")
-    if isinstance(denoise, bool) or not 0 <= denoise <= 1:
+    if not isinstance(denoise, int | float) or isinstance(denoise, bool) or not 0 <= denoise <= 1:
         raise ValueError(f"denoise is a share of the rank, 0 to 1; got {denoise}")
     check_reading(norm, split, NORMS[:2])

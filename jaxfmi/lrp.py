@@ -265,6 +265,8 @@ def logits(score: Score) -> Callable[[jax.Array], jax.Array]:
 
 def check_place(score: Score, at: str, x, *args, upto: str = "the score") -> None:
     """Raise a ValueError where something bypasses the tag ``at`` on the way to ``score``."""
+    if not isinstance(at, str):
+        raise ValueError(f"at is 'input' or one tag, got {at!r}")
     if at == INPUT:
         return
     jax.eval_shape(taps.capture(score, at), x, *args)  # or an error that says what tags there are

@@ -6,6 +6,9 @@ LAYOUT = frozenset(
     pad reduce_precision reshape rev slice split squeeze transpose""".split()
 )
 
+#: JAX's own functions that resize: averages of neighbours, whose weights are no network's.
+RESIZING = frozenset(("_resize", "_scale_and_translate"))
+
 #: Each entry of the output depends on one entry of the operand alone.
 ELEMENTWISE = frozenset(
     """abs celu clamp cos cbrt elu erf erf_inv erfc exp exp2 expm1 gelu hard_sigmoid hard_silu

@@ -49,7 +49,7 @@ def rescaled(head: Callable[[jax.Array], jax.Array], layer: str, a0: jax.Array):
         pairs = [isinstance(v, _Pair) for v in operands]
         if not any(pairs):
             return NotImplemented
-        if op.name in _SECANT and sum(pairs) == 1 and not _divides(op, pairs):
+        if op.kind in _SECANT and sum(pairs) == 1 and not _divides(op, pairs):
             return _secant(op, operands, pairs.index(True))
         if op.opened:
             return NotImplemented

@@ -12,7 +12,10 @@ A tag is ``jax.ad_checkpoint.checkpoint_name``: an identity that carries a name 
 
 import difflib
 import functools
+import importlib.util
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -37,17 +40,18 @@ class Op(NamedTuple):
     dynamic: tuple[bool, ...]  #: which operands depend on the arguments of the traced function
     params: Mapping[str, Any]
     bind: Callable[..., Any]
-    source: source_info_util.SourceInfo
+    where: str  #: the line it comes from, such as ``/home/me/net.py:12:4 (MyNet.__call__)``
+    foreign: bool = False  #: a function of neither JAX's nor this library's: anyone's ``relu``
+
+    @property
+    def kind(self) -> str:
+        """The name, where it says what is computed; else the primitive's."""
+        return self.primitive if self.foreign else self.name
 
     @property
     def opened(self) -> bool:
         """Whether it is a mere wrapper, ``jit`` or ``remat``, whose inside is offered next."""
         return self.primitive in _OPENED
-
-    @property
-    def where(self) -> str:
-        """The line that it comes from, such as ``/home/me/net.py:12:4 (MyNet.__call__)``."""
-        return source_info_util.summarize(self.source) or "a line that is not known"
 
     def __call__(self, *operands):
         """Compute the operation itself."""
@@ -190,8 +194,11 @@ def _leave(op, *operands):
     return NotImplemented
 
 
-def _run(jaxpr, consts, args, dynamic, rule, cut=frozenset()):
-    """Evaluate a jaxpr through a rule; ``dynamic`` ends at the tags in ``cut``."""
+def _run(jaxpr, consts, args, dynamic, rule, cut=frozenset(), where="a line that is not known"):
+    """Evaluate a jaxpr through a rule; ``dynamic`` ends at the tags in ``cut``.
+
+    ``where`` is said of operations that do not know their line.
+    """
     env = dict(zip(jaxpr.constvars, ((c, False) for c in consts), strict=True))
     env |= zip(jaxpr.invars, zip(args, dynamic, strict=True), strict=True)
 
@@ -200,10 +207,10 @@ def _run(jaxpr, consts, args, dynamic, rule, cut=frozenset()):
 
     for eqn in jaxpr.eqns:
         operands, dyn = zip(*map(read, eqn.invars), strict=True) if eqn.invars else ((), ())
-        op = _op(eqn, dyn)
+        op = _op(eqn, dyn, where)
         out = rule(op, *operands)
         if out is INSIDE or (out is NotImplemented and op.opened):
-            outs, dyns = _run(*_body(eqn), operands, dyn, rule, cut)
+            outs, dyns = _run(*_body(eqn), operands, dyn, rule, cut, op.where)
         else:
             out = _compute(op, eqn, operands) if out is NotImplemented else out
             outs = out if isinstance(out, list | tuple) and not hasattr(out, "_fields") else [out]
@@ -228,20 +235,28 @@ def _body(eqn):
     return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
 
 
-def _op(eqn, dynamic) -> Op:
+def _op(eqn, dynamic, where: str) -> Op:
     primitive = eqn.primitive.name
-    name = primitive
-    if primitive in ("jit", "pjit"):
-        name = eqn.params["name"]
-    elif primitive in _FUNCTIONS:
-        name = eqn.params["call_jaxpr"].jaxpr.debug_info.func_name
+    name, foreign = primitive, False
+    if primitive in _FUNCTIONS:
+        about = _body(eqn)[0].debug_info
+        name = eqn.params["name"] if primitive in ("jit", "pjit") else about.func_name
+        foreign = not about.func_src_info.partition(" at ")[2].startswith(_known_places())
 
     def bind(*operands):
         with eqn.ctx.manager:
             return eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
 
     tag_name = eqn.params["name"] if primitive == "name" else None
-    return Op(name, primitive, tag_name, tuple(dynamic), eqn.params, bind, eqn.source_info)
+    where = source_info_util.summarize(eqn.source_info) or where
+    return Op(name, primitive, tag_name, tuple(dynamic), eqn.params, bind, where, foreign)
+
+
+@functools.cache
+def _known_places() -> tuple[str, ...]:
+    """The folders of JAX and of this library, whose functions' names can be trusted."""
+    specs = map(importlib.util.find_spec, ("jax", "jaxfmi", "jaxfmi.models"))
+    return tuple(str(Path(s.origin).parent) + os.sep for s in specs if s and s.origin)
 
 
 def _missing(name: str, f, args) -> str:

@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jaxfmi.explainer import wide
 from jaxfmi.gradient import is_relu
 from jaxfmi.heatmap import divide
-from jaxfmi.operations import ELEMENTWISE, LAYOUT
+from jaxfmi.operations import ELEMENTWISE, LAYOUT, RESIZING
 from jaxfmi.pending import PRODUCTS, First, Pending, Settings, absorbed, begin, linear, one
 from jaxfmi.regrade import passed, regrade
 from jaxfmi.taps import INSIDE, Op
@@ -26,7 +26,8 @@ from jaxfmi.taps import INSIDE, Op
 MARK = "jaxfmi: the input"  # the tag of the pixels
 ATTENTION = "attention"  # what is tagged so is a gate, whatever made it
 _GATES = ("logistic", "sigmoid", "hard_sigmoid", "tanh", "erf", "erfc")
-_HOMOGENEOUS = LAYOUT | set(
+_MOVED = LAYOUT | RESIZING
+_HOMOGENEOUS = _MOVED | set(
     """abs adaptive_avg_pool cumsum leaky_relu max max_pool neg reduce_max reduce_min reduce_sum
     reduce_window_max reduce_window_sum regrade select_n""".split()
 )
@@ -90,6 +91,7 @@ class Walk:
 
     def __call__(self, op: Op, *operands):
         """Answer for an operation, or leave it: ``rewrite`` calls this for each."""
+        op = op._replace(name=op.kind)
         if self.reached is not None:  # what follows is of no interest
             return op(*map(_bare, operands)) if any(map(is_held, operands)) else NotImplemented
         if op.tag:
@@ -125,8 +127,11 @@ class Walk:
             return NotImplemented
         if op.primitive == "custom_jvp_call" and not known:
             return INSIDE
-        if op.name in _CONSTANT:
+        cast = op.params["new_dtype"] if op.name == "convert_element_type" else jnp.float32
+        if op.name in _CONSTANT or jnp.issubdtype(cast, jnp.bool_):
             return op(*map(_bare, operands))
+        if not _is_float(cast):
+            raise _NoRuleError(f"no relevance passes a cast to {cast}, at {op.where}")
         if (out := absorbed(op, operands, held[0])) is not None:
             return out
         if self.met == self.needed and self.is_vector(operands):
@@ -186,7 +191,7 @@ class Walk:
     def layout(self, op: Op, operands, held):
         """Of pixels the gate moves along, and a gate stays a gate."""
         kinds = {type(operands[i]) for i in held}
-        if op.name not in LAYOUT or len(kinds) > 1 or not kinds <= {_Pixels, _Gate}:
+        if op.name not in _MOVED or len(kinds) > 1 or not kinds <= {_Pixels, _Gate}:
             return None
 
         def moved(of, beside=lambda c: c):
@@ -234,8 +239,13 @@ class Walk:
             at = [isinstance(v, _Gate) for v in operands]
             if not any(at):  # a product of two activations
                 return None
-            gate = operands[1 if at[1] else 0]
-            signal = self.settle(operands[0 if at[1] else 1])
+            if all(at) and operands[0].positive == operands[1].positive:  # which one is the signal?
+                why = f"a product of two gates, at {op.where}, is no activation"
+                y = op(*map(_bare, operands))
+                return _Gate(y, _Refused(y, why), operands[0].positive)
+            first = operands[0].positive if all(at) else at[0]
+            gate, signal = operands if first else operands[::-1]
+            signal = self.settle(signal)
             gated = op(signal.array, jax.lax.stop_gradient(gate.array))
             return _Value(gated, signal.positive and gate.positive)
         settled = [self.settle(v) if is_held(v) else v for v in operands]
@@ -265,7 +275,7 @@ class Walk:
             raise _NoRuleError(v.why)
         if isinstance(v, Pending):
             layer = linear(v, self.settings)
-            parts = self.settings.composite(layer)(layer)
+            parts = _parts(self.settings.composite, layer)
             return _Value(regrade(jax.lax.stop_gradient(v.array), parts))
         return v
 
@@ -282,6 +292,23 @@ class Walk:
         return all(sum(n > 1 for n in jnp.shape(getattr(v, "array", v))) <= 1 for v in operands)
 
 
+def _parts(composite, layer):
+    """What the rule of a layer says. Raises ValueError where a rule stands for a composite."""
+    rule = composite(layer)
+    parts = rule(layer) if callable(rule) else None
+    if not isinstance(parts, list | tuple):
+        raise ValueError(
+            "a composite is a function from a layer to its rule, and a rule one from a layer to "
+            f"terms; got {composite!r}, which gives {rule!r}: every(rule) makes a composite of a "
+            "rule, and those of jaxfmi.rules are called first, as in epsilon_plus()"
+        )
+    return parts
+
+
+def _is_float(dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
 def _held(out, hold):
     """Hold what an operation gave: one array, or a list of them."""
     return [hold(v) for v in out] if isinstance(out, list | tuple) else hold(out)
@@ -293,7 +320,7 @@ def _bounds(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _ungated(c):
     """Of what is put beside pixels: nothing of it is the network's input; an index stays one."""
-    return jnp.zeros_like(c) if jnp.issubdtype(jnp.result_type(c), jnp.floating) else c
+    return jnp.zeros_like(c) if _is_float(jnp.result_type(c)) else c
 
 
 def _bare(v):

@@ -220,9 +220,124 @@ def test_an_operation_without_a_rule_is_an_error_that_names_it(name):
         y = UNKNOWN[name](conv(x, W))
         return y.reshape(-1).mean()
 
-    where = "not known" if name == "sort" else r"test_relevance_operations\.py"
-    with pytest.raises(ValueError, match=rf"'({name})'.* at .*{where}"):
+    with pytest.raises(ValueError, match=rf"'({name})'.* at .*test_relevance_operations\.py"):
         relevance(f, X, rules.every(rules.epsilon()), 1.0)
+
+
+@jax.jit
+def relu(x):
+    return conv(x, SECOND)
+
+
+@jax.jit
+def squeeze(x):
+    return jax.nn.relu(conv(x, SECOND))
+
+
+@jax.custom_jvp
+def leaky_relu(x):
+    return conv(x, SECOND)
+
+
+leaky_relu.defjvp(lambda x, t: (leaky_relu(*x), conv(*t, SECOND)))
+SECOND = RNG.standard_normal((3, 3, 4, 4))
+
+
+@pytest.mark.parametrize("impostor", [relu, squeeze, leaky_relu])
+def test_a_name_says_nothing_of_functions_that_anyone_may_have_written(impostor):
+    """They are opened, and what is in them has its rule."""
+
+    def net(inner):
+        return lambda x: jax.nn.relu(inner(jax.nn.relu(conv(x, W)))).sum(2)
+
+    def plain(y):
+        y = conv(y, SECOND)
+        return jax.nn.relu(y) if impostor is squeeze else y
+
+    start = RNG.random((13, 10))
+    found, expected = (
+        relevance(net(f), X, rules.every(rules.z_plus()), start)["input"] for f in (impostor, plain)
+    )
+    close(found, expected)
+
+
+@jax.jit
+def neg(x):
+    return jnp.exp(x)
+
+
+def test_a_curve_by_another_name_is_refused():
+    with pytest.raises(ValueError, match=r"no rule for 'exp' .*test_relevance_operations"):
+        relevance(lambda x: neg(conv(x, W)).sum(), X, rules.every(rules.epsilon()), 1.0)
+
+
+def test_pixels_that_are_resized_are_the_input_still():
+    """The first layer is the first convolution, whose rule knows where pixels are."""
+
+    def resized(x):
+        return jax.image.resize(x, (26, 20, 3), "bilinear")
+
+    composite = rules.every(rules.z_plus(), first=rules.flat(0.0))
+    got = relevance(lambda x: conv(resized(x), W), X, composite, start := RNG.random((26, 20, 4)))
+    whole = relevance(lambda x: conv(x, W), resized(jnp.asarray(X)), composite, start)["input"]
+    back = jax.vjp(resized, jnp.asarray(X))[1](jnp.asarray(whole))[0]
+    close(got["input"], back)
+    assert float(np.ptp(np.asarray(got["input"]).sum(2), 1).min()) > 0
+
+
+def test_of_two_gates_the_signal_is_the_one_that_has_a_sign():
+    def net(gated):
+        return lambda x: gated(conv(x, W), conv(x, W[::-1])).sum(2)
+
+    start, composite = RNG.random((13, 10)), rules.every(rules.epsilon(0.0))
+    one, other = (
+        relevance(net(f), X, composite, start)["input"]
+        for f in (
+            lambda a, b: jnp.tanh(a) * jax.nn.sigmoid(b),
+            lambda a, b: jax.nn.sigmoid(b) * jnp.tanh(a),
+        )
+    )
+    close(one, other)
+    frozen = jax.nn.sigmoid(conv(jnp.asarray(X), W[::-1]))
+    close(
+        one,
+        relevance(lambda x: (jnp.tanh(conv(x, W)) * frozen).sum(2), X, composite, start)["input"],
+    )
+
+
+def test_a_product_of_gates_is_a_gate():
+    def net(x):
+        y = conv(x, W)
+        of_channels = jax.nn.sigmoid(y.mean((0, 1)))[None, None]
+        return (y * (of_channels * jax.nn.sigmoid(y.mean(2, keepdims=True)))).sum(2)
+
+    def frozen(x):
+        y, z = conv(x, W), conv(jnp.asarray(X), W)
+        of_channels = jax.nn.sigmoid(z.mean((0, 1)))[None, None]
+        return (y * (of_channels * jax.nn.sigmoid(z.mean(2, keepdims=True)))).sum(2)
+
+    start, composite = RNG.random((13, 10)), rules.every(rules.z_plus())
+    close(*(relevance(f, X, composite, start)["input"] for f in (net, frozen)))
+    with pytest.raises(ValueError, match=r"a product of two gates.*test_relevance_operations"):
+        relevance(
+            lambda x: (jnp.tanh(conv(x, W)) * jnp.tanh(conv(x, W))).sum(2), X, composite, start
+        )
+
+
+def test_a_cast_to_whole_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"no relevance passes a cast to int.*test_relevance_op"):
+        relevance(
+            lambda x: (3 * conv(x, W)).astype(int).astype(float).sum(2),
+            X,
+            rules.every(rules.epsilon()),
+            np.ones((13, 10)),
+        )
+
+
+@pytest.mark.parametrize("wrong", [rules.epsilon(), rules.epsilon_plus])
+def test_rules_and_composites_are_told_apart(wrong):
+    with pytest.raises(ValueError, match=r"a composite is a function from a layer to its rule"):
+        relevance(lambda x: conv(x, W), X, wrong, np.ones((13, 10, 4)))
 
 
 # Real architectures
