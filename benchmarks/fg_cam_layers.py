@@ -3,6 +3,7 @@
     python benchmarks/fg_cam_layers.py               # computes all and writes the page
     python benchmarks/fg_cam_layers.py --every       # every tagged layer: for a GPU
     python benchmarks/fg_cam_layers.py --limit 8     # to try it
+    python benchmarks/fg_cam_layers.py --kept        # only how much of the CAM's total arrives
     python benchmarks/fg_cam_layers.py --page        # only writes the page, of the rows there are
 
 Every picture with boxes has a map of FG-CAM at the last layer of each resolution and at the pixels,
@@ -12,6 +13,7 @@ on where it was. Needs the folder ``shared`` beside the checkout.
 """
 
 import argparse
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ DATA = HERE.parents[1] / "shared" / "data"
 OUT = HERE / "fg_cam_layers"
 DENOISE = 0.1  # the authors' share of the rank
 MEASURE = "measure"
+KEPT = 50  # pictures whose totals are compared
 COMPOSITES = ("epsilon_plus_flat", "epsilon_alpha2_beta1_flat", "epsilon_gamma_box", "deep_taylor")
 
 
@@ -191,6 +194,21 @@ def rows(index: np.ndarray, found: dict[str, dict[str, np.ndarray]]) -> pl.DataF
     return pl.concat(parts)
 
 
+def kept(network, pictures: Pictures, at: list[str]) -> dict[str, float]:
+    """The total of FG-CAM's map at every place, as a share of the CAM's: medians of pictures."""
+    apply, params = functional(network.model)
+
+    @jax.jit
+    def totals(params, x, label):
+        explain = jaxfmi.fg_cam(class_score((apply, params)), at[0], at=at, size=None)
+        sums = jnp.stack([m.sum() for m in explain(x, label)])
+        return sums / sums[0]
+
+    pairs = zip(pictures.inputs, pictures.labels, strict=True)
+    shares = np.median([totals(params, x, label) for x, label in pairs], 0)
+    return dict(zip(at, shares.tolist(), strict=True))
+
+
 def compute(name: str, options) -> None:
     """Measure one network and write the page anew."""
     case = CASES[name]
@@ -198,12 +216,17 @@ def compute(name: str, options) -> None:
     network = networks.open_network(name, str(weights), case.options, case.preprocess)
     pictures = read(network, options.data / "imagenet_val", options.limit)
     at = places(network, pictures.inputs[0], options.every)
+    (options.out / name).mkdir(parents=True, exist_ok=True)
+    few = Pictures(*(a[:KEPT] for a in pictures))
+    found = {"pictures": len(few.labels), "shares": kept(network, few, at)}
+    (options.out / name / "kept.json").write_text(json.dumps(found, indent=1) + "\n")
+    if options.kept:
+        return
     print(f"{name}: {len(pictures.labels)} pictures", flush=True)
     methods = {method: {} for names in explainers(at) for method in names}
     settings = {"network": name, "places": at, "pictures": len(pictures.labels)}
     settings |= {"steps": options.steps, "denoise": DENOISE, "precision": options.precision}
     evaluate(network, pictures, settings | {"methods": methods}, options)
-    write_page(options.out)
 
 
 if __name__ == "__main__":
@@ -216,6 +239,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=8, help="of the curves")
     parser.add_argument("--batch", type=int, default=4 if jax.default_backend() == "cpu" else 50)
     parser.add_argument("--precision", default="highest", choices=("highest", "default"))
+    parser.add_argument("--kept", action="store_true", help="only how much of the CAM arrives")
     parser.add_argument("--page", action="store_true", help="only write the page anew")
     options = parser.parse_args()
     jax.config.update("jax_default_matmul_precision", options.precision)
@@ -224,3 +248,4 @@ if __name__ == "__main__":
     else:
         for name in options.networks:
             compute(name, options)
+        write_page(options.out)

@@ -1,5 +1,6 @@
 """The page of ``fg_cam_layers.py``: tables, tests, a figure, and what they say."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,23 @@ def write_page(out: Path) -> None:
         tests.write_csv(folder / "tests.csv")
         figure(means, table.settings).savefig(folder / "layers.png", dpi=110)
         count = table.rows["index"].n_unique()
-        chapters.append(chapter(means, tests, table.settings, count))
+        text = chapter(means, tests, table.settings, count)
+        chapters.append(text + arrived(folder / "kept.json"))
     (out / "README.md").write_text("\n".join(chapters), encoding="utf-8")
     print(f"written to {out / 'README.md'}")
+
+
+def arrived(file: Path) -> str:
+    """How much of the CAM's total is in the maps of each place, where that was measured."""
+    if not file.is_file():
+        return ""
+    found = json.loads(file.read_text())
+    shares = ", ".join(f"{place} {share:.2g}" for place, share in found["shares"].items())
+    return (
+        "\nRelevance is lost where a unit has no positive contribution, alive by its bias alone. "
+        f"Of the CAM's total there is (median of {found['pictures']} pictures): {shares}. Where "
+        "little is left, the map tells of the paths that are, and of no others.\n"
+    )
 
 
 def compared(rows: pl.DataFrame, known: dict) -> pl.DataFrame:

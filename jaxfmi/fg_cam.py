@@ -94,7 +94,7 @@ def fg_cam(
       ValueError: an unknown option; when called, an operation without a rule, or a tag that is not
         there or that the layer bypasses.
     """
-    _check(at, base, denoise, norm, split)
+    _check(at, base, denoise, bounds, norm, split)
     score = asked(score, probability) if base == "score_cam" else score
     low, high = bounds
     composite = every(z_plus(eps=0.0), first=z_box(low, high, eps=0.0))
@@ -163,7 +163,9 @@ def _components(score, name: str, base: Base, chunk, a, x, *args) -> jax.Array:
     return weigh(a, jax.grad(head(score, name, x, *args))(a)) * a
 
 
-def _check(at: Any, base: Base, denoise: float, norm: str, split: str) -> None:
+def _check(at: Any, base: Base, denoise: float, bounds: Any, norm: str, split: str) -> None:
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise ValueError(f"bounds are two, low and high, each a number, an array or None: {bounds}")
     if not at or not all(isinstance(place, str) for place in at):
         raise ValueError(f"at is a tag, 'input', or several of these; got {at!r}")
     if isinstance(base, str) and base not in (*WEIGHTS, "score_cam"):

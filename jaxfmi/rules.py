@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfmi.explainer import wide
 from jaxfmi.heatmap import divide
@@ -94,7 +95,11 @@ def z_box(low: Bound = None, high: Bound = None, eps: Stabiliser = EPS) -> Rule:
 
     The bounds are of what the layer is fed with, after any normalisation. None takes the image's
     own least and largest value.
+
+    Raises:
+      ValueError: a low bound above the high one (where both are known).
     """
+    check_bounds(low, high)
 
     def rule(l):
         own = (l.start.low, l.start.high) if l.start else (l.x.min(), l.x.max())
@@ -201,6 +206,8 @@ def _composite(conv: Rule, dense: Rule, first=None, dense_first=None) -> Composi
 
 def _share(carried: jax.Array, p: jax.Array, eps: Stabiliser) -> jax.Array:
     """``carried / p``, its denominator kept from 0; 0 where it is 0 all the same."""
+    if not callable(eps) and not eps >= 0:
+        raise ValueError(f"what keeps a denominator from 0 is at least 0, got {eps}")
     p = jax.lax.stop_gradient(wide(p))
     q = eps(p) if callable(eps) else p + jnp.where(p < 0, -eps, eps)
     return divide(wide(carried), q)
@@ -231,6 +238,13 @@ def _gate(l: Linear) -> jax.Array:
         return l.start.gate.astype(l.x.dtype)
     still = jax.lax.stop_gradient(l.x)
     return 1 + (l.x - still) * divide(jnp.ones_like(still), still)
+
+
+def check_bounds(low: Bound, high: Bound) -> None:
+    """Raise a ValueError for bounds that have changed places."""
+    known = not any(b is None or isinstance(b, jax.core.Tracer) for b in (low, high))
+    if known and np.any(np.asarray(low) > np.asarray(high)):
+        raise ValueError(f"the low bound is above the high one: {low} and {high}")
 
 
 def _bound(l: Linear, bound: jax.Array | float) -> jax.Array:

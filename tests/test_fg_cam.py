@@ -224,6 +224,10 @@ def test_positive_components_give_positive_maps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"at": None}, "at is a tag, 'input', or several of these; got None"),
+        ({"at": []}, r"or several of these; got \[\]"),
+        ({"bounds": 3.0}, "bounds are two, low and high"),
+        ({"denoise": "0.1"}, "denoise is a share of the rank, 0 to 1; got 0.1"),
         ({"base": "grad"}, "no base 'grad'; there are grad_cam, "),
         ({"denoise": 2.0}, "a share of the rank"),
         ({"norm": "gradient"}, "norm is one of merge, pass; got 'gradient'"),

@@ -236,6 +236,9 @@ def test_a_composite_of_ones_own():
         (jf.lrp, {"norm": "fold"}, "norm is one of merge, pass, gradient; got 'fold'"),
         (jf.lrp, {"split": "half"}, "split is one of proportional, positive"),
         (jf.lrp, {"at": "blok"}, r"no tag 'blok' \(did you mean 'block'"),
+        (jf.lrp, {"at": None}, "at is 'input' or one tag, got None"),
+        (jf.lrp, {"at": ["stem", "block"]}, r"at is 'input' or one tag, got \['stem'"),
+        (jf.lrp, {"composite": rules.every(rules.epsilon(-1e-3))}, "is at least 0, got -0.001"),
         (jf.relevance_cam, {"layer": "blok"}, "no tag 'blok'"),
     ],
 )
@@ -249,6 +252,8 @@ def test_bad_numbers_of_rules():
         rules.alpha_beta(2, 2)
     with pytest.raises(ValueError, match="gamma is at least 0"):
         rules.gamma(-1)
+    with pytest.raises(ValueError, match="the low bound is above the high one: 1.0 and 0.0"):
+        rules.z_box(1.0, 0.0)
     with pytest.raises(ValueError, match="equal shapes"):
         jf.lrp(jf.class_score(tiny("nnx")), rules.every(rules.pass_through()))(images(1)[0], 1)
 
