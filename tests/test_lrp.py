@@ -252,7 +252,7 @@ def test_bad_numbers_of_rules():
         rules.alpha_beta(2, 2)
     with pytest.raises(ValueError, match="gamma is at least 0"):
         rules.gamma(-1)
-    with pytest.raises(ValueError, match="the low bound is above the high one: 1.0 and 0.0"):
+    with pytest.raises(ValueError, match=r"the low bound is above the high one: 1.0 and 0.0"):
         rules.z_box(1.0, 0.0)
     with pytest.raises(ValueError, match="equal shapes"):
         jf.lrp(jf.class_score(tiny("nnx")), rules.every(rules.pass_through()))(images(1)[0], 1)
