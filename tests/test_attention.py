@@ -50,7 +50,7 @@ def explained(name, kind, through):
     return through(explain, X[0], 2)
 
 
-@pytest.mark.parametrize("kind", ["lfi_cam", "abn"])
+@pytest.mark.parametrize("kind", ["lfi_cam", pytest.param("abn", marks=SLOW)])
 def test_every_method_takes_such_networks_as_they_are(kind):
     for name in METHODS:
         assert explained(name, kind, jax.eval_shape).shape == (24, 20), name

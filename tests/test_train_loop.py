@@ -121,7 +121,7 @@ print("equal")
 
 @pytest.mark.parametrize(
     ("kind", "tolerance"),
-    [("small", 1e-12), ("lfi", 1e-9), pytest.param("abn", 1e-9, marks=pytest.mark.slow)],
+    [("small", 1e-12), *(pytest.param(k, 1e-9, marks=pytest.mark.slow) for k in ("lfi", "abn"))],
 )
 def test_eight_devices_are_one(tmp_path, kind, tolerance):
     """Weights, optimizer, averages and figures; and a run that moves from one device to eight."""

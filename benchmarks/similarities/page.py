@@ -52,7 +52,10 @@ def opening(found: dict[str, Any]) -> str:
     for letter, content in found.items():
         where = content["environment"]
         device = ", ".join(sorted(set(where["devices"])))
-        lines.append(f"{letter}: {content['seconds']:.0f} s on {device}, jax {where['jax']}.")
+        without = "" if '"sbsm"' in json.dumps(content) else " Made before SBSM was there."
+        lines.append(
+            f"{letter}: {content['seconds']:.0f} s on {device}, jax {where['jax']}.{without}"
+        )
     return (
         "\n".join(lines)
         + """
@@ -93,10 +96,10 @@ def verdict(found: dict[str, Any]) -> str:
 
 def ordered(maps: dict[str, Any], measure: str) -> str:
     """The methods by a measure, best first."""
-    values = {name: maps[name][measure][0] for name in NAMES if maps[name].get(measure)}
+    values = {name: maps[name][measure][0] for name in NAMES if maps.get(name, {}).get(measure)}
     names = sorted(values, key=lambda name: -(values[name] or 0))
-    most = max(maps[name]["pictures"] for name in names)
-    few = {n: f" (of {maps[n]['pictures']})" for n in names if maps[n]["pictures"] < most / 2}
+    counts = {name: maps[name].get("pictures", 0) for name in names}
+    few = {n: f" (of {count})" for n, count in counts.items() if count < max(counts.values()) / 2}
     return ", ".join(f"{name} {number(values[name])}{few.get(name, '')}" for name in names)
 
 
@@ -147,7 +150,7 @@ def alone(tests: list[dict[str, Any]]) -> list[str]:
 
 def mean(tests: list[dict[str, Any]], name: str, measure: str) -> float:
     """The mean of a method's means over tests."""
-    values = [maps[name][measure][0] for maps in tests if maps[name].get(measure)]
+    values = [maps[name][measure][0] for maps in tests if maps.get(name, {}).get(measure)]
     return float(np.mean([v for v in values if v is not None] or [np.nan]))
 
 
