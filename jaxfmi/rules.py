@@ -18,6 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxfmi.explainer import wide
 from jaxfmi.heatmap import divide
@@ -242,7 +243,7 @@ def _gate(l: Linear) -> jax.Array:
 
 def check_bounds(low: Bound, high: Bound) -> None:
     """Raise a ValueError for bounds that have changed places."""
-    known = not any(b is None or isinstance(b, jax.core.Tracer) for b in (low, high))
+    known = not any(b is None or isinstance(b, Tracer) for b in (low, high))
     if known and np.any(np.asarray(low) > np.asarray(high)):
         raise ValueError(f"the low bound is above the high one: {low} and {high}")
 
