@@ -114,7 +114,7 @@ def test_figures_have_mean_range_and_interval():
     assert page.told([math.nan]) == "–"
 
 
-@pytest.mark.parametrize("arm", ["lfi", "abn"])
+@pytest.mark.parametrize("arm", ["lfi", pytest.param("abn", marks=pytest.mark.slow)])
 def test_a_step_is_that_of_the_training_loop(arm):
     """The same weights, pictures and key: the same network after two steps."""
     rng = np.random.default_rng(0)

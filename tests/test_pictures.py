@@ -33,9 +33,12 @@ def test_ink_is_one_and_classes_are_characters(drawings):
     assert pictures.names == ("Greek/character01", "Greek/character02", "Latin/character01")
     assert pictures.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert pictures.images.dtype == np.uint8
-    expected = np.zeros((3, 3), np.uint8)
-    expected[0, :2] = 255
-    np.testing.assert_array_equal(pictures.images[..., 0], np.broadcast_to(expected, (6, 3, 3)))
+    expected = np.zeros((3, 3), bool)
+    expected[0, :2] = True
+    ink = pictures.images[..., 0]  # made smaller with a filter that is wider than a pixel
+    np.testing.assert_array_equal(ink > 127, np.broadcast_to(expected, (6, 3, 3)))
+    assert (ink[:, 0, 0] > 200).all()
+    assert (ink[:, 2] == 0).all()
     assert read(drawings).images.shape == (6, 28, 28, 1)
 
 

@@ -106,10 +106,16 @@ def test_fg_cam_is_the_transport_of_its_features(name):
     def features(x):
         return model.features(x[None])[0]
 
-    y, pull = transport(features, x, ["input"], fg_cam_of(x)[0])
-    cam = y * jax.nn.one_hot([[2]], y.shape[-1]) / y[..., 0].size
-    (got,) = jaxfmi.fg_cam(lambda x: features(x).mean((0, 1))[2], at=["input"], size=None)(x)
-    expected = pull(divide(cam, y))["input"].sum(-1)
+    def transported(x):
+        y, pull = transport(features, x, ["input"], settings)
+        cam = y * jax.nn.one_hot([[2]], y.shape[-1]) / y[..., 0].size
+        return pull(divide(cam, y))["input"].sum(-1)
+
+    settings, explain = (
+        fg_cam_of(x)[0],
+        jaxfmi.fg_cam(lambda x: features(x).mean((0, 1))[2], size=None),
+    )
+    got, expected = jax.jit(explain)(x), jax.jit(transported)(x)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
