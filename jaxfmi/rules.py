@@ -195,6 +195,23 @@ def every(rule: Rule, first: Rule | None = None) -> Composite:
     return _composite(rule, rule, first)
 
 
+def terms(composite: Composite, layer: Linear) -> Parts:
+    """What a composite's rule for a layer says of it.
+
+    Raises:
+      ValueError: a rule stands for a composite, or a composite for a rule.
+    """
+    rule = composite(layer)
+    parts = rule(layer) if callable(rule) else None
+    if not isinstance(parts, list | tuple):
+        raise ValueError(
+            "a composite is a function from a layer to its rule, and a rule one from a layer to "
+            f"terms; got {composite!r}, which gives {rule!r}: every(rule) makes a composite of a "
+            "rule, and those of jaxfmi.rules are called first, as in epsilon_plus()"
+        )
+    return parts
+
+
 def _composite(conv: Rule, dense: Rule, first=None, dense_first=None) -> Composite:
     def composite(layer):
         at_start = (dense_first if layer.dense else None) or first

@@ -21,6 +21,7 @@ from jaxfmi.heatmap import divide
 from jaxfmi.operations import ELEMENTWISE, LAYOUT, RESIZING
 from jaxfmi.pending import PRODUCTS, First, Pending, Settings, absorbed, begin, linear, one
 from jaxfmi.regrade import passed, regrade
+from jaxfmi.rules import terms
 from jaxfmi.taps import INSIDE, Op
 
 MARK = "jaxfmi: the input"  # the tag of the pixels
@@ -275,7 +276,7 @@ class Walk:
             raise _NoRuleError(v.why)
         if isinstance(v, Pending):
             layer = linear(v, self.settings)
-            parts = _parts(self.settings.composite, layer)
+            parts = terms(self.settings.composite, layer)
             return _Value(regrade(jax.lax.stop_gradient(v.array), parts))
         return v
 
@@ -290,19 +291,6 @@ class Walk:
     def is_vector(self, operands) -> bool:
         """Whether what is computed with has one axis at most, as logits have."""
         return all(sum(n > 1 for n in jnp.shape(getattr(v, "array", v))) <= 1 for v in operands)
-
-
-def _parts(composite, layer):
-    """What the rule of a layer says. Raises ValueError where a rule stands for a composite."""
-    rule = composite(layer)
-    parts = rule(layer) if callable(rule) else None
-    if not isinstance(parts, list | tuple):
-        raise ValueError(
-            "a composite is a function from a layer to its rule, and a rule one from a layer to "
-            f"terms; got {composite!r}, which gives {rule!r}: every(rule) makes a composite of a "
-            "rule, and those of jaxfmi.rules are called first, as in epsilon_plus()"
-        )
-    return parts
 
 
 def _is_float(dtype) -> bool:

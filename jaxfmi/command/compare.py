@@ -129,8 +129,8 @@ def explain(
     centred = similarity == CENTRED
     compared = centred_cosine(np.mean(e, 0)) if centred else similarities.NAMED[similarity]
     what = "that is the mean of all" if centred else "of zeros"
-    for place in np.flatnonzero(similarities.undefined(compared, e)):
-        raise ValueError(f"picture {place + 1} has an embedding {what}, and so no cosine")
+    if (without := np.flatnonzero(similarities.undefined(compared, e))).size:
+        raise ValueError(f"picture {without[0] + 1} has an embedding {what}, and so no cosine")
 
     @jax.jit
     def maps(state, x, e):
