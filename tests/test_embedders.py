@@ -142,6 +142,23 @@ def test_a_run_does_not_go_on_with_other_options(tmp_path):
     assert (tmp_path / "run" / "model.json").read_bytes() == before
 
 
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
+    """After a learning rate that was too high, say, another one is tried in the same folder."""
+    config = few(tmp_path / "run", learning_rate=1e30)
+    with pytest.raises(FloatingPointError):
+        few_shot.main(config, data=data(3))
+    few_shot.main(replace(config, learning_rate=1e-3), data=data(3))
+    assert open_embedder(config.out).card["config"]["learning_rate"] == 1e-3
+
+
+def test_pictures_of_other_channels_are_trained_on_all_the_same(tmp_path):
+    config = few(tmp_path / "run")
+    few_shot.main(config, data=data(4))
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match="names no network"):
+        open_embedder(config.out)
+
+
 def test_the_log_has_every_round_once(tmp_path):
     """A row that was cut short, and rows of rounds that come again, go."""
     path = tmp_path / "log.jsonl"

@@ -17,6 +17,7 @@ from jaxfmi.models.embedding import Conv4, Projected, Projection, ResNet12
 from jaxfmi.models.preprocess import Preprocess
 from jaxfmi.models.pretrained import load, save
 from jaxfmi.taps import suggestion
+from jaxfmi.train import checkpoint
 from jaxfmi.train.options import check_same, command
 
 __all__ = [
@@ -67,11 +68,12 @@ def begin(config: Any) -> Path:
     """Make the folder of a run and write its options there; returns the folder.
 
     Raises:
-      ValueError: the run that is there was begun with other options.
+      ValueError: the run whose checkpoint is there was begun with other options.
     """
     out = Path(config.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    if (path := out / OPTIONS).is_file():
+    path, begun = out / OPTIONS, checkpoint.latest(out / "checkpoint") is not None
+    if begun and path.is_file():
         check_same(config, json.loads(path.read_text()), ("out",))
     path.write_text(json.dumps(asdict(config), indent=1) + "\n")
     return out
@@ -94,16 +96,18 @@ def keep(
       figures: what it was measured to do.
       module: the script.
       shape: of the pictures, [H, W, C].
-      named: the network is the one that `build` makes; others can't be opened by their card.
+      named: the network is the one that `build` makes; others can't be opened by their card, nor
+        can those of pictures with other than 1 or 3 channels.
     """
     save(model, Path(config.out) / WEIGHTS)
-    card = {
+    card: dict[str, Any] = {
         "figures": dict(figures),
-        "preprocess": asdict(_preprocess(config, shape)),
         "command": command(config, module),
         "config": asdict(config),
     }
-    if named:
+    if known := shape[-1] in (1, 3):  # others come from no picture file
+        card["preprocess"] = asdict(_preprocess(config, shape))
+    if named and known:
         options = _options(config, shape[-1])
         card["network"] = {"name": config.network, "options": options, "shape": shape}
     (Path(config.out) / CARD).write_text(json.dumps(card, indent=1) + "\n")
