@@ -8,7 +8,8 @@ is propagated is the start: the score of a class (``lrp``), one class against th
 Relevance is the derivative to a gate on the input (``relevance.py``), so that any traced network
 will do, and a start is a multiplier at the logits. What a score does with the logits counts with
 its own gradient: explain a logit, unless that is meant. A map of attention (tagged so, or any
-sigmoid) is a gate: what it multiplies takes all relevance, and how it was made none. The papers'
+sigmoid) is a gate: what it multiplies takes all relevance, and how it was made none. Networks of
+lower precision are run in float32 from the input, or the layer, on. The papers'
 texts were not available to us; rules and composites meet zennit's numbers, starts those of the
 authors' repositories.
 """
@@ -74,7 +75,8 @@ def lrp(
       composite: which layer has which rule: a function of ``rules.py`` or of your own, or a name.
       at: ``"input"`` for the pixels, or a tag for the relevance of a layer.
       norm: normalisation by constants behind a layer: ``"merge"`` takes it as part of the layer,
-        ``"pass"`` hands relevance through unchanged, ``"gradient"`` multiplies by its scale.
+        ``"pass"`` hands relevance through unchanged, ``"gradient"`` multiplies by its scale. What
+        is not right behind a layer, but for axes of one entry, has its own gradient.
       bias: give biases their share in the denominators of rules, which is lost to the pixels; with
         ``"merge"`` also what is added apart from any layer, by normalisation before one.
       split: at sums of two branches, ``"proportional"`` to their values, or to the ``"positive"``

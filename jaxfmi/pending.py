@@ -9,7 +9,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class First(NamedTuple):
     gate: jax.Array  #: 1 where the input is, 0 where it was padded
     low: jax.Array  #: the input's least value, whatever was padded or cut off
     high: jax.Array
+    place: Callable[[Any], jax.Array]  #: what broadcasts to the input, as the layer is fed with it
 
 
 class Linear(NamedTuple):

@@ -61,7 +61,7 @@ def transport(
 
     def run(gates, needed=None):
         walk = Walk(gates, settings, until, needed)
-        out = taps.rewrite(marked, walk)(x)
+        out = taps.rewrite(marked, walk, live=until is None)(x)  # a tag may lead nowhere
         return (walk.reached if until else jax.tree.map(walk.array, out, is_leaf=is_held)), walk
 
     counted = {"n": NEVER}  # a tag is no score: nothing is behind it

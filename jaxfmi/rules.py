@@ -30,7 +30,8 @@ Composite = Callable[[Linear], Rule]
 Stabiliser = float | Callable[[jax.Array], jax.Array]
 """What is added to a denominator, away from 0; or a function that gives another denominator."""
 Bound = jax.Array | float | None
-"""Of pixels as the first layer sees them, broadcasts to [H, W, C]; None for the image's own."""
+"""Of pixels as the first layer sees them, normalised say, but in the input's layout: broadcasts to
+[H, W, C], wherever the network moves channels; None for the image's own."""
 
 EPS = 1e-6
 
@@ -266,8 +267,8 @@ def check_bounds(low: Bound, high: Bound) -> None:
 
 
 def _bound(l: Linear, bound: jax.Array | float) -> jax.Array:
-    value = jax.lax.stop_gradient(jnp.asarray(bound, l.x.dtype))
-    return jnp.broadcast_to(value, l.x.shape) * _gate(l)
+    value = l.start.place(bound) if l.start else jnp.broadcast_to(bound, l.x.shape)
+    return jax.lax.stop_gradient(value).astype(l.x.dtype) * _gate(l)
 
 
 NAMED = {

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jax.extend import core, source_info_util
+from jax.interpreters.partial_eval import dce_jaxpr
 
 #: Returned by a rule: open this function (a ``custom_jvp``, say) and offer what is inside it.
 INSIDE = object()
@@ -42,6 +43,9 @@ class Op(NamedTuple):
     bind: Callable[..., Any]
     where: str  #: the line it comes from, such as ``/home/me/net.py:12:4 (MyNet.__call__)``
     foreign: bool = False  #: a function of neither JAX's nor this library's: anyone's ``relu``
+    dtypes: tuple[Any, ...] = ()  #: of the operands, as the traced function has them
+    narrow: bool = False  #: whether an operand or an output has less than 32 bits
+    inside: Callable[..., Any] | None = None  #: of a function: ``inside(rule, *operands)``
 
     @property
     def kind(self) -> str:
@@ -72,8 +76,10 @@ def tag(value: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(value, name)
 
 
-def rewrite(f: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
+def rewrite(f: Callable[..., Any], rule: Rule, live: bool = False) -> Callable[..., Any]:
     """Make ``f`` with every operation first offered to ``rule(op, *operands)``.
+
+    With ``live`` what the output does not need is left out.
 
     The rule returns the operation's output (a list if it has several), ``NotImplemented`` to leave
     it as it is, or ``INSIDE`` to have a ``custom_jvp`` or ``custom_vjp`` function opened, which
@@ -87,8 +93,10 @@ def rewrite(f: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
     @functools.wraps(f)
     def rewritten(*args):
         closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
-        leaves = jax.tree.leaves(args)
-        outs, _ = _run(closed.jaxpr, closed.consts, leaves, [True] * len(leaves), rule)
+        leaves, jaxpr = jax.tree.leaves(args), closed.jaxpr
+        if live:
+            jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+        outs, _ = _run(jaxpr, closed.consts, leaves, [True] * len(leaves), rule)
         return jax.tree.unflatten(jax.tree.structure(shape), outs)
 
     return rewritten
@@ -243,13 +251,33 @@ def _op(eqn, dynamic, where: str) -> Op:
         name = eqn.params["name"] if primitive in ("jit", "pjit") else about.func_name
         foreign = not about.func_src_info.partition(" at ")[2].startswith(_known_places())
 
-    def bind(*operands):
+    def bind(*operands, **changed):
+        params = eqn.primitive.get_bind_params(eqn.params | changed)
         with eqn.ctx.manager:
-            return eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+            return eqn.primitive.bind(*operands, **params)
 
-    tag_name = eqn.params["name"] if primitive == "name" else None
+    def inside(rule, *operands):
+        return _run(*_body(eqn), operands, dynamic, rule, where=where)[0]
+
     where = source_info_util.summarize(eqn.source_info) or where
-    return Op(name, primitive, tag_name, tuple(dynamic), eqn.params, bind, where, foreign)
+    return Op(
+        name,
+        primitive,
+        eqn.params["name"] if primitive == "name" else None,
+        tuple(dynamic),
+        eqn.params,
+        bind,
+        where,
+        foreign,
+        tuple(getattr(v.aval, "dtype", None) for v in eqn.invars),
+        any(map(_is_narrow, (*eqn.invars, *eqn.outvars))),
+        inside if primitive in _FUNCTIONS or primitive in _OPENED else None,
+    )
+
+
+def _is_narrow(v) -> bool:
+    dtype = getattr(v.aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
 
 
 @functools.cache

@@ -7,8 +7,9 @@ its own gradient. Everything else is an error, as soon as relevance would have t
 of attention was made does not matter to what it multiplies.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxfmi.explainer import wide
 from jaxfmi.gradient import is_relu
 from jaxfmi.heatmap import divide
 from jaxfmi.operations import ELEMENTWISE, LAYOUT, RESIZING
+from jaxfmi.precision import as_written, in_float32, widened
 from jaxfmi.pending import PRODUCTS, First, Pending, Settings, absorbed, begin, linear, one
 from jaxfmi.regrade import passed, regrade
 from jaxfmi.rules import terms
@@ -51,7 +53,8 @@ class _Pixels(NamedTuple):
 
     array: jax.Array
     gate: jax.Array
-    bounds: tuple[jax.Array, jax.Array]  # of all values, before any was added or taken away
+    extremes: tuple[jax.Array, jax.Array]  # of all values, before any was added or taken away
+    place: Callable[[Any], jax.Array]  # where what broadcasts to the input has come to
 
 
 class _Gate(NamedTuple):
@@ -94,24 +97,28 @@ class Walk:
         """Answer for an operation, or leave it: ``rewrite`` calls this for each."""
         op = op._replace(name=op.kind)
         if self.reached is not None:  # what follows is of no interest
-            return op(*map(_bare, operands)) if any(map(is_held, operands)) else NotImplemented
+            return _constant(op, operands) if any(map(is_held, operands)) else NotImplemented
         if op.tag:
             return self.at_tag(op.tag, operands[0])
         self.met += any(op.dynamic) and (op.name in PRODUCTS or not self.is_vector(operands))
         if not any(map(is_held, operands)):
             return NotImplemented
+        if op.name in _CONSTANT or jnp.issubdtype(_cast_to(op), jnp.bool_):
+            return _constant(op, operands)
+        fine = in_float32(op)
+        operands = tuple(v if is_held(v) or not op.narrow else widened(v) for v in operands)
         try:
-            return self.answer(op, operands)
+            return self.answer(fine, operands)
         except _NoRuleError as error:
-            return _held(op(*map(_bare, operands)), partial(_Refused, why=str(error)))
+            return _held(fine(*map(_bare, operands)), partial(_Refused, why=str(error)))
 
     def at_tag(self, name: str, v):
         """Put the gate on, or stop; other tags are transparent, also for pending layers."""
         if name == MARK and name in self.gates:
-            return _Pixels(v, self.gates[name], _bounds(v))
+            return _Pixels(wide(v), self.gates[name], _extremes(wide(v)), partial(_placed, v.shape))
         if name in self.gates:
             v = self.settle(v) if is_held(v) else _Value(v)
-            v = _Value((wide(v.array) * self.gates[name]).astype(v.array.dtype), v.positive)
+            v = _Value(wide(v.array) * self.gates[name], v.positive)
         if name == self.until:
             self.reached = self.array(v)
         if name == ATTENTION and isinstance(v, _Value | _Refused):
@@ -128,11 +135,8 @@ class Walk:
             return NotImplemented
         if op.primitive == "custom_jvp_call" and not known:
             return INSIDE
-        cast = op.params["new_dtype"] if op.name == "convert_element_type" else jnp.float32
-        if op.name in _CONSTANT or jnp.issubdtype(cast, jnp.bool_):
-            return op(*map(_bare, operands))
-        if not _is_float(cast):
-            raise _NoRuleError(f"no relevance passes a cast to {cast}, at {op.where}")
+        if not _is_float(_cast_to(op)):
+            raise _NoRuleError(f"no relevance passes a cast to {_cast_to(op)}, at {op.where}")
         if (out := absorbed(op, operands, held[0])) is not None:
             return out
         if self.met == self.needed and self.is_vector(operands):
@@ -159,8 +163,7 @@ class Walk:
         v = operands[at]
         v = v if isinstance(v, _Pixels) else self.settle(v)
         if isinstance(v, _Pixels):
-            x = (wide(v.array) * v.gate).astype(v.array.dtype)
-            return begin(op, at, x, kernel, True, First(v.gate, *v.bounds))
+            return begin(op, at, v.array * v.gate, kernel, True, First(v.gate, *v.extremes, v.place))
         return begin(op, at, v.array, kernel, not v.positive, None)
 
     def through_constant(self, op: Op, operands, held):
@@ -176,7 +179,8 @@ class Walk:
 
         if isinstance(v, _Pixels):
             y = on(v.array)
-            return _Pixels(y, jnp.broadcast_to(v.gate, y.shape), _bounds(y))
+            spread = partial(jnp.broadcast_to, shape=y.shape)
+            return _Pixels(y, spread(v.gate), _extremes(y), lambda t: spread(v.place(t)))
         if isinstance(v, _Gate):
             settled = [v.settled if i in held else c for i, c in enumerate(operands)]
             return _Gate(on(v.array), self.through_constant(op, settled, held), False)
@@ -213,7 +217,10 @@ class Walk:
             parts = [v._replace(array=a) for a in arrays]
         else:
             gates = moved(lambda v: v.gate.astype(v.array.dtype), _ungated)
-            parts = [_Pixels(a, wide(g), v.bounds) for a, g in zip(arrays, gates, strict=True)]
+            parts = [
+                _Pixels(a, g, v.extremes, lambda t, i=i: moved(lambda v: v.place(t), _ungated)[i])
+                for i, (a, g) in enumerate(zip(arrays, gates, strict=True))
+            ]
         return parts if op.name == "split" else parts[0]
 
     def activation(self, op: Op, operands, held):
@@ -269,7 +276,7 @@ class Walk:
     def settle(self, v) -> _Value:
         """End what is pending."""
         if isinstance(v, _Pixels):
-            return _Value((wide(v.array) * v.gate).astype(v.array.dtype))
+            return _Value(v.array * v.gate)
         if isinstance(v, _Gate):
             return self.settle(v.settled)
         if isinstance(v, _Refused):
@@ -297,13 +304,29 @@ def _is_float(dtype) -> bool:
     return jnp.issubdtype(dtype, jnp.floating)
 
 
+def _cast_to(op: Op):
+    return op.params["new_dtype"] if op.name == "convert_element_type" else jnp.float32
+
+
+def _constant(op: Op, operands):
+    """What no relevance has to pass, as the network computes it."""
+    return as_written(op, tuple(map(_bare, operands)))
+
+
 def _held(out, hold):
     """Hold what an operation gave: one array, or a list of them."""
     return [hold(v) for v in out] if isinstance(out, list | tuple) else hold(out)
 
 
-def _bounds(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _extremes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x.min(), x.max()
+
+
+def _placed(shape, t) -> jax.Array:
+    try:
+        return jnp.broadcast_to(wide(jnp.asarray(t)), shape)
+    except ValueError:
+        raise ValueError(f"bounds broadcast to the input {shape}, unlike {jnp.shape(t)}") from None
 
 
 def _ungated(c):

@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 from reference_layers import Activation, BatchNorm, Conv, Dense, Tag, forward, gradients, pos
 from reference_relevance import (
+    alive,
     merged,
     norm,
-    pass_,
     positive,
     proportional,
     relevance,
@@ -85,16 +85,21 @@ def relevance_cam(layers, x, t, name, rule, **options) -> np.ndarray:
 # FG-CAM: components [h,w,K] at a layer, of which the map would be the sum
 
 
+def activation_and_gradient(layers, x, t, name) -> tuple[np.ndarray, np.ndarray]:
+    """Of logit t, at the tag."""
+    a, head = forward(until(layers, name), x)[-1], layers[len(until(layers, name)) :]
+    return a, gradients(head, a, np.eye(len(forward(head, a)[-1]))[t])[0]
+
+
 def grad_cam_components(layers, x, t, name) -> np.ndarray:
     """mean_hw(gradient of logit t) * activation, signed."""
-    values, depth = forward(layers, x), len(until(layers, name))
-    g = gradients(layers, x, np.eye(len(values[-1]))[t])[depth]
-    return g.mean((0, 1)) * values[depth]
+    a, g = activation_and_gradient(layers, x, t, name)
+    return g.mean((0, 1)) * a
 
 
 def hires_components(layers, x, t, name) -> np.ndarray:
-    values, depth = forward(layers, x), len(until(layers, name))
-    return gradients(layers, x, np.eye(len(values[-1]))[t])[depth] * values[depth]
+    a, g = activation_and_gradient(layers, x, t, name)
+    return g * a
 
 
 def denoise(components, ratio=0.1, restore_mean=False, least=1) -> np.ndarray:
@@ -120,7 +125,7 @@ def improve_resolution(low, high, bias=False):
             case Conv() | Dense():
                 return partial(z_plus, eps=0.0, bias=bias)
             case Activation() | BatchNorm():
-                return pass_
+                return alive
         return norm
 
     return rule

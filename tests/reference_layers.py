@@ -33,6 +33,12 @@ class BatchNorm(NamedTuple):
     eps: float = 1e-5
 
 
+class Reflect(NamedTuple):
+    """`size` rows and columns more on each side, mirrored at the outermost."""
+
+    size: int
+
+
 class Activation(NamedTuple):
     f: Callable
     slope: Callable  # its derivative
@@ -170,12 +176,20 @@ def norm_slope(layer: BatchNorm):
     return layer.scale / np.sqrt(layer.var + layer.eps)
 
 
+def mirrored(layer: Reflect, x):
+    """Which rows and columns of the input those of the output are."""
+    places = (np.arange(-layer.size, n + layer.size) for n in x.shape[:2])
+    return np.ix_(*(n - 1 - abs(n - 1 - abs(i)) for i, n in zip(places, x.shape, strict=False)))
+
+
 def value(layer, x) -> np.ndarray:
     match layer:
         case Conv() | Dense():
             return op(layer, x, layer.w) + layer.b
         case BatchNorm():
             return (x - layer.mean) * norm_slope(layer) + layer.shift
+        case Reflect():
+            return x[mirrored(layer, x)]
         case Activation():
             return layer.f(x)
         case MaxPool():
@@ -209,6 +223,10 @@ def gradient(layer, x, g) -> np.ndarray:
             return transpose(layer, g, layer.w, x.shape)
         case BatchNorm():
             return g * norm_slope(layer)
+        case Reflect():
+            out = np.zeros_like(x)
+            np.add.at(out, mirrored(layer, x), g)
+            return out
         case Activation():
             return g * layer.slope(x)
         case MaxPool():

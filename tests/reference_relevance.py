@@ -22,6 +22,7 @@ from reference_layers import (
     Flatten,
     Gate,
     GlobalAvgPool,
+    Reflect,
     Residual,
     Tag,
     forward,
@@ -121,6 +122,11 @@ def pass_(layer, x, r) -> np.ndarray:
     return r
 
 
+def alive(layer, x, r) -> np.ndarray:
+    """Pass, but what is 0 receives nothing."""
+    return np.where(x == 0, 0, r)
+
+
 # Sums: (operands, r) -> r of each
 
 
@@ -153,12 +159,15 @@ def merged(layers) -> list:
     return out
 
 
-def relevance(layers, x, r, rule, *, bn="merge", add=proportional, at=None) -> np.ndarray:
+def relevance(
+    layers, x, r, rule, *, bn="merge", shift=True, add=proportional, at=None
+) -> np.ndarray:
     """Relevance at x, or at the tag `at`, of `r` at the output.
 
     bn "merge" folds BatchNorm; one that has nothing to be folded into then splits in proportion,
-    its shift absorbing. bn "rule" leaves all to the composite. "First" is what x is fed to, up to
-    layout and a leading BatchNorm (preprocessing), through which relevance passes.
+    its shift absorbing, or without `shift` passes. bn "rule" leaves all to the composite. "First"
+    is what x is fed to, up to layout, mirrored edges and a leading BatchNorm (preprocessing),
+    through which relevance passes.
     """
     found: dict[str | None, np.ndarray] = {}
 
@@ -181,11 +190,11 @@ def relevance(layers, x, r, rule, *, bn="merge", add=proportional, at=None) -> n
             case BatchNorm() if first:
                 return r
             case BatchNorm() if bn == "merge":
-                return norm(layer, v, r)
+                return norm(layer, v, r) if shift else alive(layer, v, r)
         return rule(layer, first)(layer, v, r)
 
     def descend(layers, x, r, first):
-        neutral = [isinstance(layer, Tag | Flatten | BatchNorm) for layer in layers]
+        neutral = [isinstance(layer, Tag | Flatten | Reflect | BatchNorm) for layer in layers]
         firsts = list(accumulate(neutral, lambda a, b: a and b, initial=first))
         steps = zip(layers, forward(layers, x)[:-1], firsts[:-1], strict=True)
         for layer, v, is_first in reversed(list(steps)):

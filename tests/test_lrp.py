@@ -160,6 +160,13 @@ def test_sglrp(matched):
         assert abs(got.sum()) < 1e-10 * np.abs(got).sum()
 
 
+def test_sglrp_adds_up_to_nothing_where_nothing_is_lost():
+    """As its start does; gamma without biases loses nothing."""
+    score, composite = score_of(residual_net(bias=False)), rules.every(rules.gamma(eps=0.0))
+    got = jax.jit(jf.sglrp(score, composite))(X, T)
+    assert abs(got.sum()) < 1e-13 * np.abs(got).sum()
+
+
 def test_relevance_cam():
     layers = residual_net()
     got = jax.jit(jf.relevance_cam(score_of(layers), ("pool", "block2"), size=None))(X, T)
@@ -190,14 +197,24 @@ def test_rules_that_are_one():
     score = score_of(layers)
 
     def explain(rule, first=None):
-        return jf.lrp(score, rules.every(rule, first))(X, T)
+        return jax.jit(jf.lrp(score, rules.every(rule, first)))(X, T)
 
-    z_plus, eps = explain(rules.z_plus()), explain(rules.epsilon())
-    close(explain(rules.alpha_beta(1, 0)), z_plus)
-    close(explain(rules.gamma(0.0)), eps, 1e-9)
+    close(explain(rules.gamma(0.0)), explain(rules.epsilon()), 1e-9)
     zero_box = explain(rules.epsilon(), rules.z_box(0.0, 0.0))
-    without = jf.lrp(score, rules.every(rules.epsilon(), _without_bias(rules.epsilon())))(X, T)
-    close(zero_box, without, 1e-9)
+    close(zero_box, explain(rules.epsilon(), _without_bias(rules.epsilon())), 1e-9)
+
+
+def test_alpha_beta_without_beta_is_where_the_others_lead():
+    """In one layer relevance is linear in beta, but 1 and 0 have a rule of their own, z+."""
+    score = score_of(residual_net(signed=True))
+
+    def explain(beta):
+        first = rules.alpha_beta(1 + beta, beta)
+        return jf.lrp(score, rules.every(rules.epsilon(), first))(X, T)
+
+    none, half, one = jax.jit(lambda: [explain(beta) for beta in (0.0, 0.5, 1.0)])()
+    close(none, 2 * half - one)
+    assert np.abs(none - one).max() > 0.1 * np.abs(none).max()
 
 
 def _without_bias(rule):

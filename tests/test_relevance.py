@@ -350,20 +350,24 @@ def test_the_score_may_do_with_its_logits_what_it_likes():
     close(pull(jnp.ones(()))["input"], expected)
 
 
-@pytest.mark.parametrize("kind", ["nnx", "linen"])
-def test_half_precision_has_relevance_in_float32(kind):
+def test_half_precision_has_the_relevance_of_its_kernels_in_float32():
+    def rounded(path, p):
+        """Linen normalises in float32 whatever the network's type is."""
+        words = jax.tree_util.keystr(path)
+        mine = "kernel" in words or ("bias" in words and "norm" not in words)
+        return p.astype(jnp.bfloat16).astype(p.dtype) if mine else p
+
     with jax.enable_x64(False):
-        x = images(1)[0]
-        apply, params = functional(tiny(kind, jnp.bfloat16))
-        wide_apply, wide_params = functional(tiny(kind))
+        x, (apply, params) = images(1)[0], functional(tiny("linen", jnp.bfloat16))
+        full, fine = functional(tiny("linen"))[0], jax.tree.map_with_path(rounded, params)
         got, expected = (
             relevance(lambda x, f=f, p=p: f(p, x[None])[0], x, rules.epsilon_plus(), jnp.eye(5)[2])[
                 "input"
             ]
-            for f, p in ((apply, params), (wide_apply, wide_params))
+            for f, p in ((apply, params), (full, fine))
         )
     assert got.dtype == jnp.float32
-    assert np.linalg.norm(got - expected) < 0.1 * np.linalg.norm(expected)
+    close(got, expected, 1e-6)
 
 
 def test_regrade_keeps_the_value_and_takes_the_gradient_of_terms():

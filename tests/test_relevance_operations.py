@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_relevance as twin
 from flax import nnx
+from reference_layers import Conv
 from test_relevance import W, X, close, conv, relevance, settings
 
 from jaxfmi import models, rules
@@ -322,6 +324,75 @@ def test_a_product_of_gates_is_a_gate():
         relevance(
             lambda x: (jnp.tanh(conv(x, W)) * jnp.tanh(conv(x, W))).sum(2), X, composite, start
         )
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_bounds_move_with_the_pixels(moved):
+    """A network that has its channels first takes those of channels that come last."""
+    low, high = (sign * np.array([3.0, 4.0, 5.0]) for sign in (-1, 1))
+
+    def f(x):
+        if not moved:
+            return conv(jnp.pad(x / 2, ((1, 2), (0, 0), (0, 0))), W)
+        x = jnp.pad(x.transpose(2, 0, 1)[None] / 2, ((0, 0), (0, 0), (1, 2), (0, 0)))
+        names = ("NCHW", "HWIO", "NCHW")
+        y = jax.lax.conv_general_dilated(x, W, (1, 1), "SAME", dimension_numbers=names)
+        return y[0].transpose(1, 2, 0)
+
+    start = RNG.standard_normal((16, 10, 4))
+    got = relevance(f, X, rules.every(rules.z_box(low, high)), start)["input"]
+    padded = np.pad(X / 2, ((1, 2), (0, 0), (0, 0)))
+    at = np.pad(np.ones((13, 10, 1)), ((1, 2), (0, 0), (0, 0)))
+    layer = Conv(W, padding=1)
+    expected = twin.z_box(layer, padded, start, low=at * low, high=at * high)
+    close(got, expected[1:-2])
+
+
+def test_bounds_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"broadcast to the input \(13, 10, 3\), unlike \(4,\)"):
+        composite = rules.every(rules.z_box(-np.ones(4), 1))
+        relevance(lambda x: conv(x, W), X, composite, np.ones((13, 10, 4)))
+
+
+def test_a_dead_branch_behind_the_logits_does_not_matter():
+    """Nor does what follows on a softmax there: the score's own is behind the last layer."""
+
+    @jax.jit
+    def heads(x):
+        z = conv(x, W).mean((0, 1))
+        return z, jax.nn.softmax(z) @ jnp.ones((4, 2))
+
+    scores = [
+        lambda x: jax.nn.log_softmax(heads(x)[0])[1],
+        lambda x: jax.nn.log_softmax(conv(x, W).mean((0, 1)))[1],
+    ]
+    composite = rules.every(rules.epsilon())
+    got, expected = (relevance(f, X, composite, 1.0)["input"] for f in scores)
+    close(got, expected)
+
+
+HALF = {
+    "loop": lambda y: jax.lax.fori_loop(0, 2, lambda _, y: y * 2, y),
+    "branch": lambda y: jax.lax.cond(y.sum() > 0, lambda y: y, lambda y: -y, y),
+    "scan": lambda y: jax.lax.scan(lambda c, r: (c, r + c), y[0], y)[1],
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_loops_of_half_precision_are_gates_or_refused(name):
+    """They compute as they are; how a gate was made is nobody's business."""
+
+    def f(x, gated):
+        y = conv(x.astype(jnp.bfloat16), W.astype(jnp.bfloat16))
+        made = HALF[name](y)
+        return y * jax.nn.sigmoid(made) if gated else made
+
+    start, composite = np.ones((13, 10, 4)), rules.every(rules.epsilon(0.0))
+    got = relevance(lambda x: f(x, True), X.astype(np.float32), composite, start)["input"]
+    assert got.dtype == jnp.float32
+    close(got.sum(), start.sum(), 1e-5)
+    with pytest.raises(ValueError, match="relevance has no rule for"):
+        relevance(lambda x: f(x, False), X, composite, start)
 
 
 def test_a_cast_to_whole_numbers_is_refused():

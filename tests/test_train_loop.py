@@ -67,6 +67,30 @@ def test_killed_and_terminated_anywhere_ends_as_if_it_had_not_been(tmp_path):
     assert rows == expected
 
 
+class Looking(Net):
+    """A network with a map that changes as it learns."""
+
+    def forward(self, x):
+        maps = jax.nn.sigmoid(x @ self.layer.kernel[...][:3, :1])
+        return {"logits": self(x * maps), "attention": maps}
+
+
+def test_steadiness_of_attention_goes_on_after_a_stop(tmp_path):
+    c = config(tmp_path / "whole", epochs=3, save_every=4, evaluate_every=1, keep=3)
+    classifier.main(c, Looking(), data())
+    shutil.copytree(c.out, tmp_path / "again")
+    for step in (8, 12):  # of 4 in an epoch
+        shutil.rmtree(tmp_path / "again" / "checkpoint" / str(step))
+    classifier.main(replace(c, out=str(tmp_path / "again")), Looking(), data())
+    rows, expected = (
+        [row.get("test_attention_steadiness") for row in journal.read_log(out / "log.jsonl")]
+        for out in (tmp_path / "again", tmp_path / "whole")
+    )
+    assert rows == expected
+    assert expected[0] is None
+    assert all(0 < steady < 1 for steady in expected[1:])
+
+
 EIGHT = """
 import jax, numpy as np
 jax.config.update("jax_enable_x64", True)

@@ -84,7 +84,7 @@ def train(
       FloatingPointError: the loss or its gradient is not finite.
       OSError: a checkpoint can't be written.
     """
-    c, maps, at = run.config, None, done
+    c, maps, at = run.config, _maps_of(run, state, done), done
     last = seen = Mark(done, time.monotonic())
     pictures = batches(run.data["train"], c, done) if done < run.total else iter(())
     with checkpoint.saving(run.folder, c.keep) as save, _signals() as caught:
@@ -95,7 +95,7 @@ def train(
             ends, score = within + 1 == run.steps, None
             if ends or (c.log_every and at % c.log_every == 0):
                 row, state = _row(run, state, last, Mark(at, time.monotonic()), size)
-                if ends and ((epoch + 1) % c.evaluate_every == 0 or at == run.total):
+                if _examined(run, at):
                     figures, maps = _examine(run, state, epoch, maps)
                     row, score = row | figures, figures[f"{watched(run)}_accuracy"]
                 tell.write(row)
@@ -201,12 +201,27 @@ def _row(
     return row | found, state._replace(sums=fresh)
 
 
+def _examined(run: Run, at: int) -> bool:
+    """Whether step `at` is followed by an evaluation."""
+    epoch, within = divmod(at, run.steps)
+    return within == 0 and (epoch % run.config.evaluate_every == 0 or at == run.total)
+
+
+def _maps_of(run: Run, state: State, done: int) -> np.ndarray | None:
+    """The maps of the evaluation before, where a run goes on from one."""
+    if not (0 < done < run.total and _examined(run, done)):
+        return None
+    seen = _maps(run, weights(state), run.data[watched(run)])
+    return seen and seen[0]
+
+
 def _examine(
     run: Run, state: State, epoch: int, before: np.ndarray | None
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Evaluate, and look at the maps of the first pictures, if the model makes any.
 
-    `before` are those of the evaluation before, None in the first one after a start.
+    `before` are those of the evaluation before, None where they are not known: in the first one,
+    and in the next after a start from within an epoch.
     """
     c, name, model = run.config, watched(run), weights(state)
     split = run.data[name]

@@ -36,11 +36,12 @@ SISE = {
     "link": Words({"auto": "auto", "sigmoid": jax.nn.sigmoid, "none": None}),
 }
 
+COMPOSITES = {k: getattr(rules, k) for k in rules.NAMED if k not in ("epsilon", "z_plus")}
 LRP = (
     PIXEL
     | LAYER
     | {
-        "composite": Words({name: name for name in rules.NAMED}),
+        "composite": Words({name: name for name in rules.NAMED}, COMPOSITES),
         "norm": Words({name: name for name in NORMS}),
         "split": Words({name: name for name in SPLITS}),
     }
