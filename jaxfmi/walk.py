@@ -20,8 +20,8 @@ from jaxfmi.explainer import wide
 from jaxfmi.gradient import is_relu
 from jaxfmi.heatmap import divide
 from jaxfmi.operations import ELEMENTWISE, LAYOUT, RESIZING
-from jaxfmi.precision import as_written, in_float32, widened
 from jaxfmi.pending import PRODUCTS, First, Pending, Settings, absorbed, begin, linear, one
+from jaxfmi.precision import as_written, in_float32, widened
 from jaxfmi.regrade import passed, regrade
 from jaxfmi.rules import terms
 from jaxfmi.taps import INSIDE, Op
@@ -163,7 +163,8 @@ class Walk:
         v = operands[at]
         v = v if isinstance(v, _Pixels) else self.settle(v)
         if isinstance(v, _Pixels):
-            return begin(op, at, v.array * v.gate, kernel, True, First(v.gate, *v.extremes, v.place))
+            start = First(v.gate, *v.extremes, v.place)
+            return begin(op, at, v.array * v.gate, kernel, True, start)
         return begin(op, at, v.array, kernel, not v.positive, None)
 
     def through_constant(self, op: Op, operands, held):

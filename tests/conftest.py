@@ -1,9 +1,20 @@
 """Strict settings for every test, four virtual devices, and the way to the shared test data."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-# Most of the time is spent in compiling, which takes half of it where nothing is optimised.
+# Most of the time is spent in compiling, which takes half of it where nothing is optimised. What
+# one worker has compiled, others and the programs that tests start find in a folder of this run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxfmi-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ |= {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
     + os.environ.get("XLA_FLAGS", "")

@@ -38,6 +38,8 @@ PARAMETERS = {
     "cifar_resnet110": 1_727_962,
 }
 
+LARGE = ("resnet152", "densenet161", "densenet169", "densenet201")
+
 # Channels @ size of the last tag of each run of equal sizes, at 224×224.
 LAST_OF_SIZE = {
     "vgg16": "64@224 128@112 256@56 512@28 512@14",
@@ -73,7 +75,9 @@ def tag_shapes(name, size):
     return tags(lambda state, x: nnx.merge(graph, state)(x), state, x)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in PARAMETERS]
+)
 def test_parameters_are_as_many_as_published(name):
     parameters = nnx.state(nnx.merge(*split(name)), nnx.Param)
     assert sum(np.prod(v.shape) for v in jax.tree.leaves(parameters)) == PARAMETERS[name]
