@@ -35,7 +35,10 @@ def network():
 
 
 def test_every_method_has_its_own_pictures(network):
-    """SBSM is that of the library for the pictures it explains, and says nothing of the others."""
+    """SBSM is that of the library for the pictures it explains, and says nothing of the others.
+
+    Nor is anything said of other partners of pictures that keep theirs.
+    """
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 12, 12, 3), np.uint8)
     e = protocol.embedded(network, images, 6)
@@ -44,7 +47,8 @@ def test_every_method_has_its_own_pictures(network):
     region[:, :6] = True
     options = {"partners": {"other": (other, own)}, "batch": 3, "size": (12, 12)}
     args = (network, e.mean(0), images, own, other, region)
-    table, shown = protocol.map_test(*args, occluded=2, **options)
+    table, shown = protocol.map_test(*args, occluded=2, swapped=3, **options)
+    np.testing.assert_array_equal(np.isfinite(table["same other"]["complete"]), [1, 1, 1, 1, 1, 0])
     np.testing.assert_array_equal(np.isfinite(table["peak"]["sbsm"]), [1, 1, 1, 1, 0, 0])
     assert np.isnan(shown["sbsm"][4:]).all()
     assert all(np.isfinite(table["peak"][n]).all() for n in maps.NAMES if n != "sbsm")

@@ -57,10 +57,12 @@ def map_test(
     batch: int,
     size: tuple[int, int],
     occluded: int = 100,
+    swapped: int = 300,
 ) -> tuple[Table, dict[str, np.ndarray]]:
     """Maps of pictures, held against regions and against the maps for other partners.
 
-    SBSM explains a part of the pictures; what it has of the others is NaN.
+    SBSM explains a part of the pictures, and a part has its partners swapped; what is not there of
+    the others is NaN.
 
     Args:
       network: whose embedding is explained.
@@ -73,18 +75,24 @@ def map_test(
       batch: pictures at a time.
       size: of the maps that come back as the second value.
       occluded: pictures that SBSM explains, about.
+      swapped: pictures whose maps for other partners are computed, about.
 
     """
     # [N, 1 + partners, E] each, the pair that is explained first.
     pairs = tuple(np.stack(e, 1) for e in zip((own, other), *partners.values(), strict=True))
-    values, maps = {}, {}
-    for explainer, at in ((explain, np.arange(len(images))), (occlude, part(images, occluded))):
-        run = _mapper(network.net, explainer, tuple(partners), size, batch)
-        chosen = images[at], regions[at], at, tuple(e[at] for e in pairs)
-        found = run((network.state, mean), *chosen)
-        for held, new in zip((values, maps), spread(found, at, len(images)), strict=True):
-            held |= new
-    return {m: {name: values[name][m] for name in values} for m in values["complete"]}, maps
+
+    def run(explainer, names, at):
+        go = _mapper(network.net, explainer, names, size, batch)
+        some = tuple(e[at, : 1 + len(names)] for e in pairs)
+        found = go((network.state, mean), images[at], regions[at], at, some)
+        return spread(found, at, len(images))
+
+    names, every = tuple(partners), np.arange(len(images))
+    values, maps = run(explain, (), every)
+    again, _ = run(explain, names, part(images, swapped))
+    slow, few = run(occlude, names, part(images, occluded))
+    values = {name: again[name] | values[name] for name in values} | slow
+    return {m: {name: values[name][m] for name in values} for m in slow["sbsm"]}, maps | few
 
 
 def part(images: np.ndarray, count: int) -> np.ndarray:
