@@ -75,8 +75,9 @@ def lrp(
       composite: which layer has which rule: a function of ``rules.py`` or of your own, or a name.
       at: ``"input"`` for the pixels, or a tag for the relevance of a layer.
       norm: normalisation by constants behind a layer: ``"merge"`` takes it as part of the layer,
-        ``"pass"`` hands relevance through unchanged, ``"gradient"`` multiplies by its scale. What
-        is not right behind a layer, but for axes of one entry, has its own gradient.
+        ``"pass"`` hands relevance through unchanged, ``"gradient"`` multiplies by its scale.
+        Elsewhere a scale has its own gradient, and a shift hands relevance on, but with
+        ``"merge"`` and ``bias`` absorbs as a bias does.
       bias: give biases their share in the denominators of rules, which is lost to the pixels; with
         ``"merge"`` also what is added apart from any layer, by normalisation before one.
       split: at sums of two branches, ``"proportional"`` to their values, or to the ``"positive"``

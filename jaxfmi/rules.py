@@ -31,7 +31,8 @@ Stabiliser = float | Callable[[jax.Array], jax.Array]
 """What is added to a denominator, away from 0; or a function that gives another denominator."""
 Bound = jax.Array | float | None
 """Of pixels as the first layer sees them, normalised say, but in the input's layout: broadcasts to
-[H, W, C], wherever the network moves channels; None for the image's own."""
+[H, W, C], wherever the network moves channels, or to those that it makes of a grey picture; None
+for the image's own."""
 
 EPS = 1e-6
 
@@ -267,8 +268,12 @@ def check_bounds(low: Bound, high: Bound) -> None:
 
 
 def _bound(l: Linear, bound: jax.Array | float) -> jax.Array:
-    value = l.start.place(bound) if l.start else jnp.broadcast_to(bound, l.x.shape)
-    return jax.lax.stop_gradient(value).astype(l.x.dtype) * _gate(l)
+    if l.start is None:
+        value, on = jnp.broadcast_to(bound, l.x.shape), _gate(l)
+    else:
+        value, gate = l.start.place(bound), l.start.gate
+        on = divide(gate, jax.lax.stop_gradient(gate))
+    return jax.lax.stop_gradient(value).astype(l.x.dtype) * on.astype(l.x.dtype)
 
 
 NAMED = {

@@ -44,8 +44,9 @@ class Op(NamedTuple):
     where: str  #: the line it comes from, such as ``/home/me/net.py:12:4 (MyNet.__call__)``
     foreign: bool = False  #: a function of neither JAX's nor this library's: anyone's ``relu``
     dtypes: tuple[Any, ...] = ()  #: of the operands, as the traced function has them
-    narrow: bool = False  #: whether an operand or an output has less than 32 bits
-    inside: Callable[..., Any] | None = None  #: of a function: ``inside(rule, *operands)``
+    narrow: bool = False  #: whether an operand or an output is a float of less than 32 bits
+    #: Of a function: ``inside(rule, *operands) -> list of outputs``, without its own derivative.
+    inside: Callable[..., Any] | None = None
 
     @property
     def kind(self) -> str:

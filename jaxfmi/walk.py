@@ -21,7 +21,7 @@ from jaxfmi.gradient import is_relu
 from jaxfmi.heatmap import divide
 from jaxfmi.operations import ELEMENTWISE, LAYOUT, RESIZING
 from jaxfmi.pending import PRODUCTS, First, Pending, Settings, absorbed, begin, linear, one
-from jaxfmi.precision import as_written, in_float32, widened
+from jaxfmi.precision import as_written, in_float32, is_float, widened
 from jaxfmi.regrade import passed, regrade
 from jaxfmi.rules import terms
 from jaxfmi.taps import INSIDE, Op
@@ -106,7 +106,8 @@ class Walk:
         if op.name in _CONSTANT or jnp.issubdtype(_cast_to(op), jnp.bool_):
             return _constant(op, operands)
         fine = in_float32(op)
-        operands = tuple(v if is_held(v) or not op.narrow else widened(v) for v in operands)
+        if op.narrow and not op.opened:
+            operands = tuple(v if is_held(v) else widened(v) for v in operands)
         try:
             return self.answer(fine, operands)
         except _NoRuleError as error:
@@ -135,7 +136,7 @@ class Walk:
             return NotImplemented
         if op.primitive == "custom_jvp_call" and not known:
             return INSIDE
-        if not _is_float(_cast_to(op)):
+        if not is_float(_cast_to(op)):
             raise _NoRuleError(f"no relevance passes a cast to {_cast_to(op)}, at {op.where}")
         if (out := absorbed(op, operands, held[0])) is not None:
             return out
@@ -164,7 +165,7 @@ class Walk:
         v = v if isinstance(v, _Pixels) else self.settle(v)
         if isinstance(v, _Pixels):
             start = First(v.gate, *v.extremes, v.place)
-            return begin(op, at, v.array * v.gate, kernel, True, start)
+            return begin(op, at, _gated(v), kernel, True, start)
         return begin(op, at, v.array, kernel, not v.positive, None)
 
     def through_constant(self, op: Op, operands, held):
@@ -180,8 +181,8 @@ class Walk:
 
         if isinstance(v, _Pixels):
             y = on(v.array)
-            spread = partial(jnp.broadcast_to, shape=y.shape)
-            return _Pixels(y, spread(v.gate), _extremes(y), lambda t: spread(v.place(t)))
+            gate = jnp.broadcast_to(v.gate, y.shape)
+            return _Pixels(y, gate, _extremes(y), partial(_spread, v, y.shape))
         if isinstance(v, _Gate):
             settled = [v.settled if i in held else c for i, c in enumerate(operands)]
             return _Gate(on(v.array), self.through_constant(op, settled, held), False)
@@ -219,7 +220,7 @@ class Walk:
         else:
             gates = moved(lambda v: v.gate.astype(v.array.dtype), _ungated)
             parts = [
-                _Pixels(a, g, v.extremes, lambda t, i=i: moved(lambda v: v.place(t), _ungated)[i])
+                _Pixels(a, g, v.extremes, lambda t, i=i: moved(partial(_place, t), _ungated)[i])
                 for i, (a, g) in enumerate(zip(arrays, gates, strict=True))
             ]
         return parts if op.name == "split" else parts[0]
@@ -277,7 +278,7 @@ class Walk:
     def settle(self, v) -> _Value:
         """End what is pending."""
         if isinstance(v, _Pixels):
-            return _Value(v.array * v.gate)
+            return _Value(_gated(v))
         if isinstance(v, _Gate):
             return self.settle(v.settled)
         if isinstance(v, _Refused):
@@ -301,10 +302,6 @@ class Walk:
         return all(sum(n > 1 for n in jnp.shape(getattr(v, "array", v))) <= 1 for v in operands)
 
 
-def _is_float(dtype) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating)
-
-
 def _cast_to(op: Op):
     return op.params["new_dtype"] if op.name == "convert_element_type" else jnp.float32
 
@@ -323,6 +320,29 @@ def _extremes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x.min(), x.max()
 
 
+def _gated(v: _Pixels) -> jax.Array:
+    """The pixels as they are, with the gate's derivative; constants beside them have none.
+
+    The gate is below 1 where pixels were resized together with a border.
+    """
+    still = jax.lax.stop_gradient(v.gate)
+    return v.array * (1 + divide(v.gate - still, still)).astype(v.array.dtype)
+
+
+def _place(t, v: _Pixels) -> jax.Array:
+    return v.place(t).astype(v.array.dtype)
+
+
+def _spread(v: _Pixels, shape, t) -> jax.Array:
+    """Where a constant of more channels has met grey pixels, bounds may be of these channels."""
+    try:
+        return jnp.broadcast_to(v.place(t), shape)
+    except ValueError:
+        if shape == v.array.shape:
+            raise
+        return _placed(shape, t)
+
+
 def _placed(shape, t) -> jax.Array:
     try:
         return jnp.broadcast_to(wide(jnp.asarray(t)), shape)
@@ -332,7 +352,7 @@ def _placed(shape, t) -> jax.Array:
 
 def _ungated(c):
     """Of what is put beside pixels: nothing of it is the network's input; an index stays one."""
-    return jnp.zeros_like(c) if _is_float(jnp.result_type(c)) else c
+    return jnp.zeros_like(c) if is_float(jnp.result_type(c)) else c
 
 
 def _bare(v):

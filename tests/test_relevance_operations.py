@@ -13,6 +13,7 @@ from jaxfmi import models, rules
 from jaxfmi.models import layers
 from jaxfmi.modules import functional
 from jaxfmi.pending import Settings
+from jaxfmi.regrade import regrade
 from jaxfmi.relevance import transport
 
 RNG = np.random.default_rng(0)
@@ -143,6 +144,46 @@ def test_pixels_stay_the_input_however_they_are_padded(name):
     close(pull(jnp.ones_like(y))["input"].sum(), y, 1e-6 * abs(y))
 
 
+PLACES = np.broadcast_to(np.linspace(-1, 1, len(X))[:, None, None], (*X.shape[:2], 1))
+BESIDE = PADDED | {
+    "coordinates": lambda x: jnp.concatenate([x[..., :2], PLACES], 2),
+    "a border of ones": lambda x: jnp.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=1.0),
+    "normalised with its border": lambda x: (PADDED["zeros"](x) - 2) / 3,
+    "resized with its border": lambda x: jax.image.resize(PADDED["zeros"](x), (9, 7, 3), "linear"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_network_sees_its_input_whatever_is_put_beside_it(name):
+    """And LRP-0 gives the layer's input times its gradient to all that is made of pixels."""
+    x = jnp.asarray(X)
+
+    def layer(x):
+        return jax.nn.relu(conv(x, W))
+
+    composite = rules.every(rules.epsilon(0.0))
+    y, pull = transport(lambda x: layer(BESIDE[name](x)), x, ["input"], settings(composite))
+    fed, moved = jax.jvp(BESIDE[name], (x,), (jnp.ones_like(x),))
+    expected, slope = jax.jvp(layer, (fed,), (jnp.where(moved == 0, 0, fed),))
+    close(y, expected)
+    close(pull(jnp.ones_like(y))["input"].sum(), slope.sum(), 1e-9)
+
+
+def test_bounds_of_pixels_that_are_resized_with_their_border():
+    """As those of a network that is fed with them: each pixel of it has its own share of border."""
+    fed, low, high = BESIDE["resized with its border"], X.min(), X.max()
+
+    def f(x):
+        return conv(fed(x), W)
+
+    start = RNG.standard_normal((9, 7, 4))
+    got = relevance(f, X, rules.every(rules.z_box()), start)["input"].sum()
+    at = np.asarray(fed(jnp.ones_like(X)))
+    layer = Conv(W, padding=1)
+    expected = twin.z_box(layer, np.asarray(fed(X)), start, low=at * low, high=at * high)
+    close(got, expected.sum(), 1e-9)
+
+
 def test_padding_apart_is_padding_of_the_layer():
     x = jnp.asarray(X) + 5
 
@@ -183,6 +224,37 @@ def test_a_grey_picture_may_be_normalised_by_channel():
         f, jnp.asarray(X[..., :1]), ["input"], settings(rules.NAMED["epsilon_plus_flat"])
     )
     close(pull(jnp.ones_like(y))["input"].sum(), y, 1e-5 * abs(y))
+
+
+def test_a_grey_picture_may_have_bounds_by_channel():
+    """Those of the channels that the network makes of it."""
+    mean, kernel = np.array([[[0.1, 0.2, 0.3]]]), RNG.standard_normal((3, 3, 3, 4))
+    low, high = (X[..., :1].min() - mean[0, 0]) / 2, (X[..., :1].max() - mean[0, 0]) / 2
+    start = RNG.standard_normal((13, 10, 4))
+    got = relevance(
+        lambda x: conv((x - mean) / 2, kernel),
+        X[..., :1],
+        rules.every(rules.z_box(low, high)),
+        start,
+    )["input"]
+    x = (X[..., :1] - mean) / 2
+    expected = twin.z_box(Conv(kernel, padding=1), x, start, low=low, high=high)
+    close(got, expected.sum(-1, keepdims=True))
+
+
+def test_pixels_of_more_digits_than_the_network():
+    """A float64 image of a float32 network, also with a border and with bounds."""
+    w = W.astype(np.float32)
+
+    def f(x):
+        return conv(jnp.pad(x.astype(jnp.float32), ((1, 1), (0, 0), (0, 0))), w)
+
+    start = RNG.standard_normal((15, 10, 4))
+    for rule in (rules.z_box(-4.0, 4.0), rules.flat(), rules.epsilon()):
+        got, expected = (
+            relevance(f, x, rules.every(rule), start)["input"] for x in (X, X.astype(np.float32))
+        )
+        close(got, expected, 1e-5)
 
 
 def test_normalisation_before_a_layer_absorbs_as_a_bias_does():
@@ -388,11 +460,45 @@ def test_loops_of_half_precision_are_gates_or_refused(name):
         return y * jax.nn.sigmoid(made) if gated else made
 
     start, composite = np.ones((13, 10, 4)), rules.every(rules.epsilon(0.0))
-    got = relevance(lambda x: f(x, True), X.astype(np.float32), composite, start)["input"]
+    x = jnp.asarray(X, jnp.float32)
+    y, pull = transport(lambda x: f(x, True), x, ["input"], settings(composite))
+    got = pull(jnp.ones_like(y))["input"]
     assert got.dtype == jnp.float32
-    close(got.sum(), start.sum(), 1e-5)
+    close(got.sum(), y.sum(), 1e-4)
+    close(y, f(x, True).astype(jnp.float32), 0.02)
     with pytest.raises(ValueError, match="relevance has no rule for"):
         relevance(lambda x: f(x, False), X, composite, start)
+
+
+def test_a_gradient_of_its_own_counts_in_half_precision():
+    """That of ``regrade``, by which a network may have been given rules before."""
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in (X, W))
+
+    def f(x):
+        y = conv(x, kernel)
+        return regrade(y, [(2 * jnp.ones_like(y), y)])
+
+    composite, start = rules.every(rules.epsilon(0.0)), np.ones((13, 10, 4))
+    got, plain = (
+        relevance(g, x, composite, start)["input"] for g in (f, lambda x: conv(x, kernel))
+    )
+    close(got, 2 * plain, 1e-6)
+
+
+def test_what_can_be_read_is_read_in_half_precision():
+    """A maximum with 0 is a ReLU under ``jit`` too, behind which no data is negative."""
+    signed = []
+
+    def composite(layer):
+        signed.append(layer.signed)
+        return rules.z_plus()
+
+    def f(x):
+        y = jnp.maximum(conv(x, W.astype(jnp.bfloat16)), 0)
+        return conv(y, jnp.ones((3, 3, 4, 2), jnp.bfloat16))
+
+    relevance(f, X.astype(jnp.bfloat16), composite, np.ones((13, 10, 2)))
+    assert signed[-1] is False
 
 
 def test_a_cast_to_whole_numbers_is_refused():

@@ -221,7 +221,7 @@ def _examine(
     """Evaluate, and look at the maps of the first pictures, if the model makes any.
 
     `before` are those of the evaluation before, None where they are not known: in the first one,
-    and in the next after a start from within an epoch.
+    and in the next after a start from a step that was not evaluated.
     """
     c, name, model = run.config, watched(run), weights(state)
     split = run.data[name]

@@ -73,8 +73,7 @@ are areas under the similarity, where 1 is that of the whole picture and 0 that 
 (in A: without ink). `recall@1` is of all pictures: of ImageNet's 400, only 139 have another of
 their class among them. SBSM asks for a forward pass for every window, of which a square picture has
 about 100 and one of two parts 200. It explains fewer pictures, evenly spaced (the column
-`pictures`), the first 100 pairs of crops and, for D's recall, the first 30 pictures. Partners are
-changed for about 300 pictures, evenly spaced. The overall
+`pictures`), the first 100 pairs of crops and, for D's recall, the first 30 pictures. The overall
 activation map of Zhu et al., unclipped, is FAM's complete one here, where embeddings are
 averages."""
     )

@@ -96,9 +96,12 @@ def map_test(
 
 
 def part(images: np.ndarray, count: int) -> np.ndarray:
-    """Which pictures a slow method explains: the first four, which are drawn, and every n-th."""
-    every = max(len(images) // count, 1)
-    return np.union1d(np.arange(min(4, len(images))), np.arange(0, len(images), every))
+    """Which pictures a slow method explains: the first four, which are drawn, and ``count`` evenly.
+
+    All where there are no more.
+    """
+    spaced = np.arange(count) * len(images) // count
+    return np.union1d(np.arange(min(4, len(images))), spaced)
 
 
 def spread(found, at: np.ndarray, count: int):
