@@ -212,7 +212,7 @@ def _maps_of(run: Run, state: State, done: int) -> np.ndarray | None:
     if not (0 < done < run.total and _examined(run, done)):
         return None
     seen = _maps(run, weights(state), run.data[watched(run)])
-    return seen and seen[0]
+    return None if seen is None else seen[0]
 
 
 def _examine(
