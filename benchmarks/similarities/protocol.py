@@ -57,7 +57,7 @@ def map_test(
     batch: int,
     size: tuple[int, int],
     occluded: int = 100,
-    swapped: int = 300,
+    swapped: int = 100,
 ) -> tuple[Table, dict[str, np.ndarray]]:
     """Maps of pictures, held against regions and against the maps for other partners.
 

@@ -35,7 +35,7 @@ def run(options) -> dict:
         tiny = tiny.part(np.arange(0, 1000, 50))
         paired = np.bincount(imagenet.labels)[imagenet.labels] > 1
         imagenet = imagenet.part(np.flatnonzero(paired)[:40])
-    curves = options.curves or (1 if quick else 24)
+    curves = options.curves or (1 if quick else 12)
     found = {}
     for name, collection in (("Tiny-ImageNet", tiny), ("ImageNet", imagenet)):
         e = embedded(network, collection.images, 50)
