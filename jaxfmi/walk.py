@@ -7,9 +7,8 @@ its own gradient. Everything else is an error, as soon as relevance would have t
 of attention was made does not matter to what it multiplies.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from jaxfmi.gradient import is_relu
 from jaxfmi.heatmap import divide
 from jaxfmi.operations import ELEMENTWISE, LAYOUT, RESIZING
 from jaxfmi.pending import PRODUCTS, First, Pending, Settings, absorbed, begin, linear, one
+from jaxfmi.pixels import Pixels, changed, gated, marked, moved
 from jaxfmi.precision import as_written, in_float32, is_float, widened
 from jaxfmi.regrade import passed, regrade
 from jaxfmi.rules import terms
@@ -48,15 +48,6 @@ class _Value(NamedTuple):
     positive: bool = False  # known to have no negative entry
 
 
-class _Pixels(NamedTuple):
-    """The network's input on its way to the first layer."""
-
-    array: jax.Array
-    gate: jax.Array
-    extremes: tuple[jax.Array, jax.Array]  # of all values, before any was added or taken away
-    place: Callable[[Any], jax.Array]  # where what broadcasts to the input has come to
-
-
 class _Gate(NamedTuple):
     """A bounded function of a value, which may turn out to multiply another one."""
 
@@ -77,7 +68,7 @@ class _NoRuleError(ValueError):
     """An operation has no rule."""
 
 
-_HELD = (_Value, _Pixels, _Gate, _Refused, Pending)
+_HELD = (_Value, Pixels, _Gate, _Refused, Pending)
 
 
 def is_held(v) -> bool:
@@ -116,7 +107,7 @@ class Walk:
     def at_tag(self, name: str, v):
         """Put the gate on, or stop; other tags are transparent, also for pending layers."""
         if name == MARK and name in self.gates:
-            return _Pixels(wide(v), self.gates[name], _extremes(wide(v)), partial(_placed, v.shape))
+            return marked(v, self.gates[name])
         if name in self.gates:
             v = self.settle(v) if is_held(v) else _Value(v)
             v = _Value(wide(v.array) * self.gates[name], v.positive)
@@ -162,10 +153,10 @@ class Walk:
         if op.params.get("batch_group_count", 1) != 1:
             raise _NoRuleError(f"relevance has no rule for batch_group_count, at {op.where}")
         v = operands[at]
-        v = v if isinstance(v, _Pixels) else self.settle(v)
-        if isinstance(v, _Pixels):
+        v = v if isinstance(v, Pixels) else self.settle(v)
+        if isinstance(v, Pixels):
             start = First(v.gate, *v.extremes, v.place)
-            return begin(op, at, _gated(v), kernel, True, start)
+            return begin(op, at, gated(v), kernel, True, start)
         return begin(op, at, v.array, kernel, not v.positive, None)
 
     def through_constant(self, op: Op, operands, held):
@@ -179,10 +170,8 @@ class Walk:
         def on(t):
             return op(t, c) if left else op(c, t)
 
-        if isinstance(v, _Pixels):
-            y = on(v.array)
-            gate = jnp.broadcast_to(v.gate, y.shape)
-            return _Pixels(y, gate, _extremes(y), partial(_spread, v, y.shape))
+        if isinstance(v, Pixels):
+            return changed(v, on(v.array))
         if isinstance(v, _Gate):
             settled = [v.settled if i in held else c for i, c in enumerate(operands)]
             return _Gate(on(v.array), self.through_constant(op, settled, held), False)
@@ -198,31 +187,20 @@ class Walk:
     def layout(self, op: Op, operands, held):
         """Of pixels the gate moves along, and a gate stays a gate."""
         kinds = {type(operands[i]) for i in held}
-        if op.name not in _MOVED or len(kinds) > 1 or not kinds <= {_Pixels, _Gate}:
+        if op.name in _MOVED and kinds == {Pixels}:
+            return moved(op, operands)
+        if op.name not in _MOVED or kinds != {_Gate} or len(held) > 1:
             return None
+        v = operands[held[0]]
 
-        def moved(of, beside=lambda c: c):
-            out = op(*(of(v) if is_held(v) else beside(v) for v in operands))
+        def by(array):
+            out = op(*(array if is_held(o) else o for o in operands))
             return out if isinstance(out, list | tuple) else [out]
 
-        v = operands[held[0]]
-        arrays = moved(lambda v: v.array)
-        if isinstance(v, _Gate):
-            if len(held) > 1:
-                return None
-            settled = (
-                v.settled._replace(array=a, positive=False)
-                for a in moved(lambda v: v.settled.array)
-            )
-            parts = [_Gate(a, s, v.positive) for a, s in zip(arrays, settled, strict=True)]
-        elif op.name == "convert_element_type":
-            parts = [v._replace(array=a) for a in arrays]
-        else:
-            gates = moved(lambda v: v.gate.astype(v.array.dtype), _ungated)
-            parts = [
-                _Pixels(a, g, v.extremes, lambda t, i=i: moved(partial(_place, t), _ungated)[i])
-                for i, (a, g) in enumerate(zip(arrays, gates, strict=True))
-            ]
+        parts = [
+            _Gate(a, v.settled._replace(array=s, positive=False), v.positive)
+            for a, s in zip(by(v.array), by(v.settled.array), strict=True)
+        ]
         return parts if op.name == "split" else parts[0]
 
     def activation(self, op: Op, operands, held):
@@ -277,8 +255,8 @@ class Walk:
 
     def settle(self, v) -> _Value:
         """End what is pending."""
-        if isinstance(v, _Pixels):
-            return _Value(_gated(v))
+        if isinstance(v, Pixels):
+            return _Value(gated(v))
         if isinstance(v, _Gate):
             return self.settle(v.settled)
         if isinstance(v, _Refused):
@@ -314,45 +292,6 @@ def _constant(op: Op, operands):
 def _held(out, hold):
     """Hold what an operation gave: one array, or a list of them."""
     return [hold(v) for v in out] if isinstance(out, list | tuple) else hold(out)
-
-
-def _extremes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return x.min(), x.max()
-
-
-def _gated(v: _Pixels) -> jax.Array:
-    """The pixels as they are, with the gate's derivative; constants beside them have none.
-
-    The gate is below 1 where pixels were resized together with a border.
-    """
-    still = jax.lax.stop_gradient(v.gate)
-    return v.array * (1 + divide(v.gate - still, still)).astype(v.array.dtype)
-
-
-def _place(t, v: _Pixels) -> jax.Array:
-    return v.place(t).astype(v.array.dtype)
-
-
-def _spread(v: _Pixels, shape, t) -> jax.Array:
-    """Where a constant of more channels has met grey pixels, bounds may be of these channels."""
-    try:
-        return jnp.broadcast_to(v.place(t), shape)
-    except ValueError:
-        if shape == v.array.shape:
-            raise
-        return _placed(shape, t)
-
-
-def _placed(shape, t) -> jax.Array:
-    try:
-        return jnp.broadcast_to(wide(jnp.asarray(t)), shape)
-    except ValueError:
-        raise ValueError(f"bounds broadcast to the input {shape}, unlike {jnp.shape(t)}") from None
-
-
-def _ungated(c):
-    """Of what is put beside pixels: nothing of it is the network's input; an index stays one."""
-    return jnp.zeros_like(c) if is_float(jnp.result_type(c)) else c
 
 
 def _bare(v):
