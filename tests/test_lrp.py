@@ -14,6 +14,7 @@ from reference_layers import forward
 
 import jaxfmi as jf
 from jaxfmi import rules
+from jaxfmi.command import methods
 from jaxfmi.regrade import regrade
 
 T = 2
@@ -205,6 +206,18 @@ def test_rules_that_are_one():
     close(explain(rules.gamma(0.0)), explain(rules.epsilon()), 1e-9)
     zero_box = explain(rules.epsilon(), rules.z_box(0.0, 0.0))
     close(zero_box, explain(rules.epsilon(), _without_bias(rules.epsilon())), 1e-9)
+
+
+def test_composites_of_the_command_line_have_settings():
+    """As bounds, which FG-CAM has as an option."""
+    score = score_of(residual_net())
+    words = "lrp.composite=epsilon_gamma_box(low=-5,high=6)", "fg_cam.bounds=-5,6"
+    given = methods.settings(["lrp", "fg_cam"], words)
+    got = jax.jit(methods.build("lrp", given["lrp"], None)(score))(X, T)
+    close(got, jax.jit(jf.lrp(score, rules.epsilon_gamma_box(-5, 6)))(X, T))
+    assert given["fg_cam"]["bounds"] == (-5, 6)
+    with pytest.raises(ValueError, match="no value with settings 'z_plus'"):
+        methods.settings(["lrp"], ["composite=z_plus(eps=1)"])
 
 
 def test_alpha_beta_without_beta_is_where_the_others_lead():

@@ -36,6 +36,7 @@ SISE = {
     "link": Words({"auto": "auto", "sigmoid": jax.nn.sigmoid, "none": None}),
 }
 
+# Those with settings of their own; epsilon and z_plus are names of rules there.
 COMPOSITES = {k: getattr(rules, k) for k in rules.NAMED if k not in ("epsilon", "z_plus")}
 LRP = (
     PIXEL
