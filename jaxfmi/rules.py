@@ -97,7 +97,7 @@ def z_box(low: Bound = None, high: Bound = None, eps: Stabiliser = EPS) -> Rule:
     """z^B, for pixels between bounds: by x W - low W+ - high W-; the bias cancels.
 
     The bounds are of what the layer is fed with, after any normalisation. None takes the image's
-    own least and largest value.
+    own least and largest value. Computed as (x - high) W + (high - low) W+, which is the same.
 
     Raises:
       ValueError: a low bound above the high one (where both are known).
@@ -107,7 +107,7 @@ def z_box(low: Bound = None, high: Bound = None, eps: Stabiliser = EPS) -> Rule:
     def rule(l):
         own = (l.start.low, l.start.high) if l.start else (l.x.min(), l.x.max())
         l_, h_ = (_bound(l, o if b is None else b) for b, o in zip((low, high), own, strict=True))
-        p = l.sum([(l.x, l.w), (l_, -jax.nn.relu(l.w)), (h_, jax.nn.relu(-l.w))])
+        p = l.sum([(l.x - h_, l.w), (h_ - l_, jax.nn.relu(l.w))])
         return [(_share(l.carried, p, eps), p)]
 
     return rule

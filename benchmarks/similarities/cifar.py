@@ -35,7 +35,7 @@ def run(options) -> dict:
         out=str(options.runs / "C"),
         pictures=600 if quick else 10_000,
         val_pictures=200 if quick else 2000,
-        epochs=1 if quick else 20,
+        epochs=1 if quick else 12,
     )
     train, val = contrastive.load_data(config)
     model = contrastive.main(config, data=(train, val)).backbone

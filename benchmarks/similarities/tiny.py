@@ -32,7 +32,7 @@ def run(options) -> dict:
         way=5,
         query=10,
         test_shot=5,
-        episodes=4 if quick else 1000,
+        episodes=4 if quick else 600,
         every=2 if quick else 200,
         test_episodes=4 if quick else 100,
         learning_rate=2e-3,
