@@ -17,6 +17,7 @@ from jaxfmi.models.lfi_cam import attend, attention_map
 THRESHOLD = 100 / 256
 CURVES = ("deletion", "insertion")
 CONFIDENCE = ("drop", "increase")
+DIFFER = ("seed differs", "setting differs", "setting and seed differ")  # pairs of models
 LEVELS = (0.2, 0.3, 0.5)  # of a map in [0, 1], whose largest component above has a box
 STEPS, BATCH = 20, 50
 
@@ -231,13 +232,14 @@ def _alike(a, b):
 
 def kinds_of_pairs(runs) -> dict[str, list[tuple[int, int]]]:
     """Pairs of runs (setting, seed) by what differs."""
-    found: dict[str, list] = {"seed": [], "setting": [], "both": []}
+    found: dict[str, list] = {kind: [] for kind in DIFFER}
+    seed, setting, both = found.values()
     first = runs[0][0] if runs else None
     for (i, (s, k)), (j, (t, l)) in combinations(enumerate(runs), 2):
         if s == t and k != l and s == first:
-            found["seed"].append((i, j))
+            seed.append((i, j))
         elif s != t:
-            found["setting" if k == l else "both"].append((i, j))
+            (setting if k == l else both).append((i, j))
     return {kind: pairs for kind, pairs in found.items() if pairs}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from attention_measures import DIFFER
 from measure import RESULTS
 from scipy import stats
 
@@ -273,15 +274,15 @@ def _place_lines(result, region: str) -> list[str]:
 
 def _steady_lines(result) -> list[str]:
     lines = []
-    for kind in ("seed", "setting", "both"):
-        names = [f"{arm} A, {kind} differs" for arm in ("lfi", "abn")]
+    for kind in DIFFER:
+        names = [f"{arm} A, {kind}" for arm in ("lfi", "abn")]
         if not all(n in result["steadiness"] for n in names):
             continue
         lfi, abn = (result["steadiness"][n] for n in names)
         met = lfi["IoU"] > abn["IoU"] and all(f["IoU"] > f["chance"] for f in (lfi, abn))
         why = f"{lfi['IoU']:.3f} to {abn['IoU']:.3f}; less chance "
         why += f"{lfi['IoU'] - lfi['chance']:.3f} to {abn['IoU'] - abn['chance']:.3f}."
-        text = f"IoU of models whose {kind} differs above ABN's, and both above chance"
+        text = f"IoU of models whose {kind} above ABN's, and both above chance"
         lines.append(_said("iii", text, met, why))
     return lines
 

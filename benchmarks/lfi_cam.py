@@ -147,7 +147,7 @@ def gather(name: str, data, folder: Path) -> dict[str, Any]:
         maps = [m[map_name].astype(np.float32) for m in loaded]
         right = [m["right"] for m in loaded]
         for kind, pairs in kinds_of_pairs([(r["setting"], r["seed"]) for r in mine]).items():
-            steady[f"{arm} {map_name}, {kind} differs"] = steadiness(maps, right, pairs)
+            steady[f"{arm} {map_name}, {kind}"] = steadiness(maps, right, pairs)
     example = _examples(data, folder)
     found = {"runs": runs, "classes": data.classes, "no net": controls, "chance": chance}
     return found | {"steadiness": steady} | example

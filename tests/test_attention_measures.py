@@ -60,7 +60,9 @@ def test_auc_counts_pairs():
 def test_pairs_by_what_differs():
     runs = [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     found = measures.kinds_of_pairs(runs)
-    assert found == {"seed": [(0, 1)], "setting": [(0, 2), (1, 3)], "both": [(0, 3), (1, 2)]}
+    assert found == dict(
+        zip(measures.DIFFER, [[(0, 1)], [(0, 2), (1, 3)], [(0, 3), (1, 2)]], strict=True)
+    )
 
 
 def test_steadiness_of_equal_maps_is_one_and_chance_is_not():
