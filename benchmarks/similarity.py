@@ -40,7 +40,7 @@ def main():
     for letter in options.experiment:
         measure(letter, options)
     if options.page or not options.quick:
-        page.write(options.results, HERE / "similarity.md")
+        page.write(options.results, (options.results if options.quick else HERE) / "similarity.md")
 
 
 def measure(letter: str, options) -> None:

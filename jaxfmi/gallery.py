@@ -92,10 +92,11 @@ def embed_images(embed: Embed, images: Iterable[Any], *, chunk: int = 64) -> np.
     """
     if chunk < 1:
         raise ValueError(f"chunk is a number of images at a time, at least 1; got {chunk}")
-    program, found = jax.jit(jax.vmap(vector(embed))), []
+    program, found, shape = jax.jit(jax.vmap(vector(embed))), [], None
     stream = iter(images)
     while part := list(itertools.islice(stream, chunk)):
-        batch = _check_images(part)
+        batch = _check_images(part, shape)
+        shape = batch.shape[1:]
         batch = np.concatenate([batch, np.repeat(batch[-1:], chunk - len(part), 0)])
         found.append((program(batch), len(part)))
         if len(found) > 1:  # one chunk is computed while the one before it is fetched
@@ -155,8 +156,9 @@ def _check_gallery(partners, similarity: Similarity | None = None) -> jax.Array:
     return partners
 
 
-def _check_images(part: list) -> np.ndarray:
-    shapes = {np.shape(x) for x in part}
+def _check_images(part: list, shape: tuple[int, ...] | None) -> np.ndarray:
+    """Some images of a stream as one array, where they and those before them, if any, are alike."""
+    shapes = {np.shape(x) for x in part} | ({shape} if shape else set())
     if len(shapes) > 1 or len(next(iter(shapes))) != 3:
         raise ValueError(f"expected images [H, W, C] of one size; got shapes {sorted(shapes)}")
     batch = np.stack(part)

@@ -226,11 +226,17 @@ def sbsm(
       ``(x, partner) -> heatmap [H, W]``, not negative.
 
     Raises:
-      ValueError: a window or stride below 1, a stride above the window; the partner's size.
+      ValueError: a window or stride below 1, a stride above the window; a window that covers the
+        whole picture; the partner's size.
     """
     tiles = tiling(window, stride)
 
     def explain(x, partner):
+        if all(side >= n for side, n in zip(tiles[0], x.shape[:2], strict=True)):
+            raise ValueError(
+                f"a window of {tiles[0]} covers all of a picture of {x.shape[:2]} and tells no "
+                "place from another; give a smaller window and stride"
+            )
         s = embedding_of(embed, partner)
         similarities.dot(embed(x), s)  # raises where the sizes differ
 

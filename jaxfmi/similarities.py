@@ -169,7 +169,7 @@ def cosine_weights(q: jax.Array, s: jax.Array) -> jax.Array:
 def undefined(similarity: Similarity | None, e) -> np.ndarray:
     """Which of the embeddings [N, E] have no such similarity: those at its centre. bool [N]."""
     centre = getattr(getattr(similarity, "func", similarity), CENTRE, None)
-    if centre is None:
+    if centre is None or isinstance(centre, Tracer):  # of a traced one nothing is known
         return np.zeros(len(e), bool)
     return _at(np.asarray(e, float) - np.asarray(centre, float), e)
 

@@ -40,7 +40,7 @@ from jaxfmi.embeddings import (
 )
 from jaxfmi.explainer import Explainer, Size, check_image
 from jaxfmi.heatmap import divide
-from jaxfmi.multipliers import Multiplier
+from jaxfmi.multipliers import Multiplier, path
 from jaxfmi.references import Reference
 from jaxfmi.similarities import (
     Similarity,
@@ -69,8 +69,8 @@ def fam(
     similarity: Similarity | str = cosine,
     weighting: Weighting | str = complete,
     normalise: Normalise | str = "l1",
-    reference: Reference = "zero_activation",
-    multiplier: Multiplier | str = "gradient",
+    reference: Reference | None = None,
+    multiplier: Multiplier | str | None = None,
     size: Size = "input",
     chunk: int | None = None,
     allow_bypass: bool = False,
@@ -99,8 +99,8 @@ def fam_terms(
     similarity: Similarity | str = cosine,
     weighting: Weighting | str = complete,
     normalise: Normalise | str = "l1",
-    reference: Reference = "zero_activation",
-    multiplier: Multiplier | str = "gradient",
+    reference: Reference | None = None,
+    multiplier: Multiplier | str | None = None,
     size: Size = "input",
     chunk: int | None = None,
     allow_bypass: bool = False,
@@ -119,10 +119,12 @@ def fam_terms(
         any reduction of A-FMI. ``mean`` is complete only for averaged activations.
       normalise: of ``contribution`` alone: ``"l1"``, ``"sum"``, ``"max"``, ``"none"``, which give
         the same map up to its scale, ``"minmax"``, ``"softmax"``, which do not; or a function.
-      reference: see ``references.py``; ``"partner"`` is the partner's embedding everywhere, for
-        distances.
+      reference: see ``references.py``; ``"partner"`` is the partner's embedding everywhere. None
+        for ``"partner"`` with a squared distance whose map adds up, else ``"zero_activation"``.
       multiplier: see ``multipliers.py``. The gradient is exact where the embedding is linear, or
         changes in proportion, with the activation; ``path(32)`` for a projection head with biases.
+        None for ``path(1)`` with such a distance, where it is exact on averages, else
+        ``"gradient"``.
       size: of the heatmap; None for [h, w].
       chunk: evaluations of what follows the layer at a time; None for all at once.
       allow_bypass: explain a layer although something reaches the embedding around it.
@@ -143,9 +145,13 @@ def fam_terms(
     measure: Similarity = named("similarity", similarity, similarities.NAMED, similarities.__name__)
     weigh: Weighting = named("weighting", weighting, weightings.NAMED, weightings.__name__)
     normalising = named("normalisation", normalise, weightings.NORMALISE, weightings.__name__)
-    if not isinstance(weigh, Contribution) and normalise != "l1":
+    literal = isinstance(weigh, Contribution)
+    far = measure is neg_squared_distance and not literal
+    starting = ("partner" if far else "zero_activation") if reference is None else reference
+    multiplying = (path(1) if far else "gradient") if multiplier is None else multiplier
+    if not literal and normalise != "l1":
         raise ValueError("normalise is for the weighting contribution(); the others are not scaled")
-    if isinstance(weigh, Contribution) and not _is_zero(reference):
+    if literal and not _is_zero(starting):
         raise ValueError(
             "the weighting contribution() has no reference but zero_activation: its map is made "
             "of the activation itself; take weighting=complete"
@@ -154,8 +160,8 @@ def fam_terms(
     def explain(x, partner=None, *, key=None):
         q, s = embed(x), None if partner is None else embedding_of(embed, partner)
         name = separating_layer(embed, layer, x, allow_bypass)
-        value, at = measure(q, s), reference
-        if isinstance(reference, str) and reference == "partner":
+        value, at = measure(q, s), starting
+        if isinstance(starting, str) and starting == "partner":
             at = at_partner(s)
         reduce = weigh
         if isinstance(reduce, Contribution):
@@ -165,7 +171,7 @@ def fam_terms(
             lambda x: value(embed(x)),
             name,
             reference=at,
-            multiplier=multiplier,
+            multiplier=multiplying,
             reduce=reduce,
             size=size,
             chunk=chunk,
@@ -212,7 +218,7 @@ def pair(embed: Embed, layer: str = "auto", **options: Any) -> Explainer:
     Args:
       embed: as for ``fam_terms``.
       layer: likewise.
-      **options: likewise. For distances ``reference="partner", multiplier=path(1)``.
+      **options: likewise.
 
     Returns:
       ``(x [H, W, C], y [H', W', C]) -> heatmap of x [H, W], of y [H', W'], similarity``. With

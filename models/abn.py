@@ -87,6 +87,10 @@ class Abn(nnx.Module):
         found = {"attention": attention, "features": features}
         return {"logits": logits, "aux_logits": aux_logits} | found
 
+    def features(self, x: jax.Array) -> jax.Array:
+        """The last maps `[N, h, w, C]`, that are classified."""
+        return self.forward(x)["features"]
+
 
 class CifarOptions(Options, total=False):
     """`Options`, and `width`, that of the first stage (16)."""

@@ -170,18 +170,25 @@ class LfiCam(nnx.Module):
 
     def forward(self, x: jax.Array) -> dict[str, jax.Array]:
         """`logits`, `features` F, and with attention `attention` A and `importance` w."""
+        classified, found = self._maps(x)
+        return {"logits": self.backbone.classify(classified)} | found
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """The maps `[N, h, w, C]` that are classified: G, or without attention F."""
+        return self._maps(x)[0]
+
+    def _maps(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The maps that are classified, and what there is to know of how they came about."""
         features = self.backbone.features(x)
         if self.attention == "off":
-            return {"logits": self.backbone.classify(features), "features": features}
+            return features, {"features": features}
         if self.attention == "deep" and self.fin:
             features = tag(self.fin(features), "deep")
-            return {"logits": self.backbone.classify(features), "features": features}
+            return features, {"features": features}
         importance = tag(self.importance(features, x), "importance")
         attention = tag(attention_map(features, importance), "attention")
         attended = tag(attend(features, attention), "attended")
-        logits = self.backbone.classify(attended)
-        found = {"attention": attention, "importance": importance, "features": features}
-        return {"logits": logits} | found
+        return attended, {"attention": attention, "importance": importance, "features": features}
 
     def importance(self, features: jax.Array, x: jax.Array) -> jax.Array:
         """The weights w `[N, C]` of the maps, which are positive and add up to 1."""

@@ -21,6 +21,8 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from jaxfmi.whole import whole
+
 Model = TypeVar("Model", bound=nnx.Module)
 Shape = tuple[int, ...]
 
@@ -112,6 +114,7 @@ def save(model: nnx.Module, path: str | Path, *, half: bool = False) -> None:
 
     Raises:
         ValueError: `path` does not end in `.safetensors`.
+        OSError: it can't be written; a file that was there before is as it was.
 
     """
     path = Path(path)
@@ -123,7 +126,12 @@ def save(model: nnx.Module, path: str | Path, *, half: bool = False) -> None:
         name: np.float16 if half and array.ndim > 1 else np.float32
         for name, array in arrays.items()
     }
-    save_file({name: np.ascontiguousarray(a, kinds[name]) for name, a in arrays.items()}, path)
+    arrays = {name: np.ascontiguousarray(a, kinds[name]) for name, a in arrays.items()}
+    try:
+        with whole(path) as partial:
+            save_file(arrays, partial)
+    except SafetensorError as error:
+        raise OSError(f"cannot write '{path}': {error}") from error
 
 
 def _conventions(model: nnx.Module) -> list[Convention]:

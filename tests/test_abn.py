@@ -95,6 +95,7 @@ def test_the_map_is_between_zero_and_one_and_acts_before_the_last_stage():
     features = model.backbone.last_stage((1 + out["attention"]) * early)
     close(out["features"], features, 1e-12)
     close(out["logits"], model.backbone.classify(features), 1e-12)
+    close(model.features(x), features, 1e-12)
     off = jf.edit(lambda x: model(x), {"attention": jnp.zeros_like})(x)
     close(off, model.backbone(x), 1e-12)
 

@@ -14,6 +14,7 @@ from jaxfmi.cli import app
 from jaxfmi.command import networks
 from jaxfmi.models import Preprocess
 from jaxfmi.models.demo import DemoNet, Pretrained
+from jaxfmi.models.lfi_cam import LfiCam
 
 SIZES = {"query.png": (20, 30), "one.png": (40, 16), "two.png": (16, 24)}
 
@@ -78,12 +79,29 @@ def test_writes_maps_of_both_sides_a_panel_and_a_manifest(tmp_path, pictures, ne
     assert len(list(out.iterdir())) == 2 * 4 + 2
 
 
+def test_a_network_with_attention_is_compared_by_what_it_classifies(
+    tmp_path, pictures, network, monkeypatch
+):
+    model = nnx.jit(lambda: LfiCam(DemoNet(3, (4, 6), (2, 2), 4, rngs=nnx.Rngs(0))))()
+    model.eval()
+    monkeypatch.setattr(networks, "demo_model", lambda: network._replace(model=model))
+    result = run(*pictures[:2], "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    entry = json.loads((tmp_path / "out" / "manifest.json").read_text())["entries"][0]
+    x = jnp.stack([jnp.asarray(network.preprocess(Image.open(path))) for path in pictures[:2]])
+    e = np.asarray(model.features(x).mean((1, 2)))
+    assert entry["score"] == pytest.approx(e[0] @ e[1] / np.linalg.norm(e, axis=1).prod(), rel=1e-4)
+    kernel, bias = (np.asarray(v) for v in (model.backbone.head.kernel, model.backbone.head.bias))
+    np.testing.assert_allclose(e @ kernel + bias, model(x), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ("--similarity", "centred_cosine"),
         ("--similarity", "centred_cosine", "--weighting", "contribution"),
         ("--similarity", "neg_squared_distance"),
+        ("--similarity", "neg_squared_distance", "--layer", "block2"),
     ],
 )
 def test_other_similarities(tmp_path, pictures, words):
@@ -103,6 +121,8 @@ def test_other_similarities(tmp_path, pictures, words):
         (["--similarity", "margin"], "no similarity 'margin'"),
         (["--weighting", "all"], "no weighting 'all'"),
         (["--layer", "block9"], "no tag 'block9'"),
+        (["--layer", "block1", "--similarity", "centred_cosine"], "the last maps, 'block2'"),
+        (["--layer", "block1", "--similarity", "neg_squared_distance"], "the last maps, 'block2'"),
         (["--model", "resnet18"], "needs --weights"),
         (["--size", "3"], "does not take pictures of 3x3"),
     ],

@@ -150,6 +150,9 @@ def test_bad_input_is_named(config):
         contrastive.main(replace(config, batch_size=100), Flat(), DATA)
     with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 0.*learning rate"):
         contrastive.main(replace(config, learning_rate=1e30), Flat(), DATA)
+    none = Pictures(DATA[1].images[:0], DATA[1].labels[:0])
+    with pytest.raises(ValueError, match="no picture to test on"):
+        contrastive.main(config, Flat(), (DATA[0], none))
     with pytest.raises(ValueError, match="packed"):
         contrastive.load_data(config)
 

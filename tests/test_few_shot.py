@@ -151,6 +151,8 @@ def test_bad_input_is_named(config, tmp_path):
         few_shot.main(replace(config, way=6), Flat(), DATA)
     with pytest.raises(ValueError, match=r"needs 3 classes of 9 pictures to test on: got 4 with"):
         few_shot.main(replace(config, test_query=8), Flat(), DATA)
+    with pytest.raises(ValueError, match=r"test_episodes is at least 1, got 0"):
+        few_shot.main(replace(config, test_episodes=0), Flat(), DATA)
     with pytest.raises(ValueError, match=r"either `novel`.*or `held_out`"):
         few_shot.load_data(config)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):

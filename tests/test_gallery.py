@@ -122,6 +122,7 @@ def test_closed_form():
         (lambda: jf.embed_images(GAP, iter(())), "the gallery is empty"),
         (lambda: jf.embed_images(GAP, [X], chunk=0), "at least 1; got 0"),
         (lambda: jf.embed_images(GAP, [X, X[:2]]), "of one size"),
+        (lambda: jf.embed_images(GAP, [X, X[:2]], chunk=1), "of one size"),
         (lambda: jf.embed_images(GAP, [X[0]]), r"expected images \[H, W, C\]"),
         (lambda: jf.embed_images(GAP, [X.astype(int)]), "expected float images"),
         (lambda: jf.embed_images(GAP, [X * np.nan]), "NaN or infinite"),

@@ -115,6 +115,16 @@ def test_twin_with_a_reference(options):
     close(got.residual, 0)
 
 
+def test_a_distance_has_its_reference():
+    for chosen in ({}, {"reference": "partner"}, {"multiplier": path(1)}):
+        close(terms(similarity="neg_squared_distance", **chosen).map, terms(**DISTANCE).map)
+    around = terms(similarity="neg_squared_distance", reference="zero_activation")
+    close(around.residual, 0)  # the midpoint is exact from there, too
+    assert np.abs(around.map - terms(**DISTANCE).map).max() > 0.1
+    literal = {"similarity": "neg_squared_distance", "weighting": "contribution"}
+    close(terms(**literal).map, terms(**literal, reference="zero_activation").map)
+
+
 @pytest.mark.parametrize("weight", ["share", "inverse", "gaussian"])
 def test_contribution(weight):
     ours, theirs = getattr(weightings, weight), getattr(twin, weight)

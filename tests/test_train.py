@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -16,9 +17,9 @@ from training_run import Net, config, data, pictures, weights
 from jaxfmi.models.demo import DemoNet
 from jaxfmi.train import attention, classifier, loop, networks
 from jaxfmi.train.augment import augment
-from jaxfmi.train.card import cover, inside
+from jaxfmi.train.card import cover, inside, pointing
 from jaxfmi.train.data import load_split
-from jaxfmi.train.journal import read_log
+from jaxfmi.train.journal import journal, read_log
 
 
 def pack(path, split, **changes):
@@ -225,11 +226,49 @@ def test_packed_pictures_come_back_or_say_what_is_wrong(tmp_path):
     np.testing.assert_array_equal(found.images, split.images)
     assert found.names == ("red", "green")
     pack(path, split, names=["red"])
-    with pytest.raises(ValueError, match=r"has the label 1; it names 1 classes, 0 to 0"):
+    with pytest.raises(ValueError, match=r"has the label 1; there are 1 classes, 0 to 0"):
         load_split(path)
     pack(path, split._replace(images=[*split.images[:5], split.images[5][:4]]))
     with pytest.raises(ValueError, match=r"mixed sizes, such as \(4, 8\) and \(8, 8\)"):
         load_split(path)
+
+
+def test_broken_files_of_packed_pictures(tmp_path):
+    split, path = pictures(6), tmp_path / "set.npz"
+    pack(path, split, labels=split.labels[:4])
+    with pytest.raises(ValueError, match="has 6 pictures and 4 labels"):
+        load_split(path)
+    with np.load(path) as packed:
+        blob = np.concatenate([np.zeros(8, np.uint8), packed["blob"][8:]])
+    pack(path, split, blob=blob)
+    with pytest.raises(ValueError, match=r"picture 0 of .*set\.npz is none, or broken"):
+        load_split(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"cannot read .*set\.npz: it is no \.npz, or cut short"):
+        load_split(path)
+
+
+def test_nothing_points_into_boxes_that_cover_all():
+    boxes = np.array([[0, 0, 7, 7]] * 6)
+    assert pointing(Net(), np.zeros((6, 8, 8, 3)), np.zeros(6, int), boxes) == {}
+
+
+def test_a_bar_with_figures_and_the_time_that_is_left(tmp_path, capsys):
+    with journal(tmp_path, 0, 20, shown=True) as tell:
+        tell.tick(5, {"loss": 0.25, "accuracy": 0.5, "images/s": 120.0})
+        tell.write({"step": 5, "loss": 0.25})
+    shown = capsys.readouterr().err
+    assert re.search(r"5/20 loss 0\.25  accuracy 0\.5  images/s 120 .*(-|\d+):", shown)
+
+
+def test_a_step_of_mixed_precision(tmp_path):
+    options = {"model": "lfi_cam_resnet8", "model_options": ("width=2",), "precision": "bfloat16"}
+    c = short(tmp_path, epochs=1, ema=0.0, layer="", **options)
+    model = classifier.main(c, None, data())
+    assert {p.dtype for p in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.float32.dtype}
+    (row,) = read_log(tmp_path / "log.jsonl")
+    assert 0 < row["loss"] < 2
+    assert 0 < row["grad_norm"] < 100
 
 
 def test_augment_without_changes_is_the_picture_or_its_mirror_image():

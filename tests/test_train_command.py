@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import tomllib
 from dataclasses import MISSING, asdict, fields
 
@@ -98,12 +99,21 @@ def test_evaluating_gives_the_figures_of_the_run(trained, tmp_path):
     found = json.loads(out.read_text())
     assert found["split"] == "test"
     assert found["figures"]["loss"] == pytest.approx(figures["test_loss"], rel=1e-5)
-    _, chosen = open_run(trained)
-    _, last = open_run(trained, "last")
+    chosen, last = (open_run(trained, which).model for which in ("", "last"))
     for a, b in zip(weights(chosen), weights(last), strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="weights are last or best, got 'first'"):
         open_run(trained, "first")
+
+
+def test_other_data_is_measured_as_it_is(trained, folder, tmp_path):
+    """All of what is asked for; with the classes of the run, and no others."""
+    shutil.copytree(folder / "train", tmp_path / "other" / "train")
+    found = run("evaluate-classifier", trained, "--data", tmp_path / "other", "--devices", 2)
+    assert "train_images 24" in found.output
+    (tmp_path / "other" / "train" / "green").rename(tmp_path / "other" / "train" / "blue")
+    said = refused("evaluate-classifier", trained, "--data", tmp_path / "other")
+    assert "has 2 classes, the run 2; they differ, such as 'blue'" in said
 
 
 def test_digits_are_prepared_and_trained_on(tmp_path, capsys):

@@ -15,7 +15,7 @@ from training_run import Net, config, pictures
 
 from jaxfmi.train import classifier, sources
 from jaxfmi.train.augment import augment, centre_crop, normalise, random_crop
-from jaxfmi.train.data import batches, count, load_data, sweep
+from jaxfmi.train.data import batches, count, load_data, spaced, sweep
 from jaxfmi.train.loop import State
 from jaxfmi.train.sources import Records, Split, hold_out, open_source
 
@@ -62,7 +62,10 @@ def test_a_sweep_meets_every_picture_once(tmp_path):
     images = np.concatenate([b.images for b in found])
     np.testing.assert_array_equal(images[:20], split.images)
     np.testing.assert_array_equal(images[20:], split.images[[19] * 4])
-    assert len([*sweep(split, run, 3)]) == 1
+    (few,) = sweep(split, run, 3)
+    np.testing.assert_array_equal(few.images[:3], split.images[[0, 6, 13]])
+    np.testing.assert_array_equal(spaced(20, 3), [0, 6, 13])
+    np.testing.assert_array_equal(spaced(2, 3), [0, 1])
 
 
 def test_a_folder_of_class_folders(folder, tmp_path):
@@ -164,7 +167,7 @@ def test_what_is_not_there(tmp_path):
 def test_labels_beyond_the_classes():
     read = pictures(4)
     wrong = Records(lambda i: (read.images[i], 5 * i), 4, ("red", "green"))
-    with pytest.raises(ValueError, match=r"a label is 5; there are 2 classes, 0 to 1"):
+    with pytest.raises(ValueError, match=r"has the label 5; there are 2 classes, 0 to 1"):
         next(sweep(wrong, config("out", batch_size=4)))
 
 
@@ -221,6 +224,17 @@ def test_packed_pictures_can_be_prepared_only_from_memory(folder, tmp_path):
 
     with pytest.raises(ValueError, match="the split 'train' is not in memory: Records"):
         prepare("folder", open_source(str(folder)), tmp_path)
+
+
+def test_splits_that_differ_are_not_prepared(tmp_path):
+    pytest.importorskip("tensorflow_datasets", reason="needs the extra `train`")
+    from jaxfmi.train.prepare import prepare
+
+    data = {"train": pictures(6), "test": pictures(4, 1)._replace(names=("green", "red"))}
+    with pytest.raises(ValueError, match=r"red, green \(2\).* in train, green, red .* in test"):
+        prepare("colours", data, tmp_path)
+    with pytest.raises(ValueError, match=r"\(8, 8, 3\), boxes in train, .*\(6, 6, 3\), boxes in"):
+        prepare("colours", {"train": pictures(6), "test": pictures(4, 1, 6)}, tmp_path)
 
 
 def test_digits_by_name():

@@ -1,5 +1,6 @@
 """Runs that are stopped by force, on many devices, on a full disk, or that should never start."""
 
+import json
 import os
 import random
 import resource
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,8 @@ import pytest
 from flax import nnx
 from training_run import Net, config, data, pictures, weights
 
-from jaxfmi.train import checkpoint, classifier, journal
+from jaxfmi.models.pretrained import save
+from jaxfmi.train import checkpoint, classifier, journal, loop
 
 PROGRAM = Path(__file__).with_name("training_run.py")
 
@@ -65,6 +68,25 @@ def test_killed_and_terminated_anywhere_ends_as_if_it_had_not_been(tmp_path):
         for measured in ("seconds", "images_per_second"):
             row.pop(measured)
     assert rows == expected
+
+
+def test_a_signal_that_ends_what_reads_saves_the_last_step(tmp_path, monkeypatch, capsys):
+    """As where the processes that read get it too: the next batch does not come."""
+    real = loop.batches
+
+    def broken(*args):
+        for count, batch in enumerate(real(*args)):
+            if count == 6:
+                signal.raise_signal(signal.SIGTERM)
+                raise RuntimeError("a worker process was terminated unexpectedly")
+            yield batch
+
+    monkeypatch.setattr(loop, "batches", broken)
+    c = config(tmp_path, save_every=4)
+    with pytest.raises(SystemExit):
+        classifier.main(c, Net(), data())
+    assert checkpoint.latest(tmp_path / "checkpoint") == 6
+    assert "stopped by SIGTERM: step 6 is saved" in capsys.readouterr().err
 
 
 class Looking(Net):
@@ -182,6 +204,31 @@ def test_splits_of_other_classes(tmp_path):
         classifier.main(config(tmp_path), Net(), data() | {"test": test})
 
 
+def test_data_in_memory_is_checked_first(tmp_path):
+    for split, there in data().items():
+        wrong = data() | {split: there._replace(labels=there.labels + 1)}
+        with pytest.raises(ValueError, match=rf"{split} has the label 2; there are 2 classes"):
+            classifier.main(config(tmp_path), Net(), wrong)
+    with pytest.raises(ValueError, match=r"memory has \['train'\] only"):
+        classifier.main(config(tmp_path), Net(), {"train": data()["train"]})
+    with pytest.raises(ValueError, match=r"--select val, but memory has \['train', 'test'\]"):
+        classifier.main(config(tmp_path, select="val"), Net(), data())
+    with pytest.raises(ValueError, match=r"--devices -1, but there are 4"):
+        classifier.main(config(tmp_path, devices=-1), Net(), data())
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_network_without_tags_is_not_pointed_with(tmp_path):
+    c = config(tmp_path / "run", layer="auto", epochs=1)
+    classifier.main(c, Net(), data())
+    figures = json.loads((tmp_path / "run" / "model.json").read_text())["figures"]
+    assert figures["test_images"] == 8
+    assert "pointing" not in figures
+    with pytest.raises(ValueError, match="no tag 'block1'"):
+        classifier.main(replace(c, layer="block1", out=str(tmp_path / "other")), Net(), data())
+    assert not (tmp_path / "other").exists()
+
+
 class Small(nnx.Module):
     def __init__(self, width=2):
         self.layer = nnx.Linear(width, width, rngs=nnx.Rngs(0))
@@ -237,18 +284,45 @@ def test_a_checkpoint_that_was_being_written_is_no_checkpoint(done, tmp_path):
     assert checkpoint.latest(folder) == 4
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
-    state = {"a": np.random.default_rng(0).random(1 << 19)}
-    checkpoint.save(tmp_path, 1, {"a": np.zeros(1 << 19)})
+@contextmanager
+def full_disk(size):
+    """No file can be larger than `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, hard))
-        with pytest.raises(OSError, match=r"cannot write .*; that of step 1 is there") as error:
-            checkpoint.save(tmp_path, 2, state)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_leaves_the_weights_before(tmp_path):
+    path, net = tmp_path / "model.safetensors", Net()
+    save(net, path)
+    before = path.read_bytes()
+    with full_disk(256), pytest.raises(OSError, match=r"cannot write .*model\.safetensors"):
+        save(Net(1), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_was_being_written_is_cleared_away(done, tmp_path):
+    again = copy(done, tmp_path)
+    rest = Path(again.out, "checkpoint", "3.orbax-checkpoint-tmp")
+    shutil.copytree(rest.with_name("2"), rest)
+    classifier.main(replace(again, out=again.out), Small(), data())
+    assert not rest.exists()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    state = {"a": np.random.default_rng(0).random(1 << 19)}
+    checkpoint.save(tmp_path, 1, {"a": np.zeros(1 << 19)})
+    with (
+        full_disk(1 << 19),
+        pytest.raises(OSError, match=r"cannot write .*; that of step 1 is there") as error,
+    ):
+        checkpoint.save(tmp_path, 2, state)
     assert "\n" not in str(error.value)
     step, found = checkpoint.restore(tmp_path, state)
     assert step == 1

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfmi.cam import grad_cam
+from jaxfmi.explainer import one_layer
 from jaxfmi.models.preprocess import Preprocess
+from jaxfmi.taps import capture
 from jaxfmi.train.augment import normalise
-from jaxfmi.train.data import Records, Split, boxes_of, sweep
+from jaxfmi.train.data import Records, Split, boxes_of, first
 from jaxfmi.train.options import command
 
-__all__ = ["card", "cover", "inside", "pointing"]
+__all__ = ["card", "cover", "inside", "layer_of", "pointing"]
 
 COVER = 0.7
 
@@ -23,14 +25,15 @@ def card(
 ) -> dict[str, Any]:
     """Collect, ready for JSON, all that a user of the weights needs to know.
 
-    `config` is the dataclass of the training script `module`. Where the split has boxes and
-    `config.layer` is not "", what `pointing` measures joins the figures.
+    `config` is the dataclass of the training script `module`. Where the split has boxes and there
+    is a layer to explain, what `pointing` measures joins the figures.
     """
-    height, width = next(sweep(val, config, 1)).images.shape[1:3]
-    boxes = boxes_of(val, config.size)
-    if isinstance(val, Split) and boxes is not None and config.layer:
+    picture = first(val, config)
+    height, width = picture.shape[1:3]
+    boxes, layer = boxes_of(val, config.size), layer_of(model, picture, config.layer)
+    if isinstance(val, Split) and boxes is not None and layer:
         x = normalise(val.images / np.float32(255), config.mean, config.std)
-        figures = figures | pointing(model, x, val.labels, boxes, config.layer)
+        figures = figures | pointing(model, x, val.labels, boxes, layer)
     return {
         "note": config.note,
         "classes": val.names,
@@ -40,6 +43,28 @@ def card(
         "command": command(config, module),
         "config": asdict(config),
     }
+
+
+def layer_of(model: Any, picture: np.ndarray, layer: str) -> str:
+    """The tag to explain: that of "auto" in a picture [1, H, W, C], "" for a network without tags.
+
+    Raises:
+      ValueError: the network has no such tag.
+    """
+
+    def score(x):
+        return model(x[None])[0, 0]
+
+    x = jnp.asarray(picture[0], float)
+    try:
+        name = one_layer(score, layer, x) if layer else ""
+    except ValueError:
+        if layer != "auto":
+            raise
+        name = ""
+    if name:
+        jax.eval_shape(capture(score, name), x)  # a tag that is not there says so
+    return name
 
 
 def pointing(model: Any, images, labels, boxes, layer: str = "auto") -> dict[str, float]:
@@ -54,6 +79,9 @@ def pointing(model: Any, images, labels, boxes, layer: str = "auto") -> dict[str
       boxes: [N, 4] x1, y1, x2, y2 in pixels, both ends included.
       layer: tag of the maps.
 
+    Returns:
+      Nothing where no box is that small.
+
     """
 
     def peak(x, label):
@@ -61,6 +89,8 @@ def pointing(model: Any, images, labels, boxes, layer: str = "auto") -> dict[str
         return jnp.array(jnp.unravel_index(heatmap.argmax(), heatmap.shape))
 
     small = cover(boxes, images.shape[1:3]) < COVER
+    if not small.any():
+        return {}
     images, labels, boxes = images[small], labels[small], boxes[small]
     predicted = np.asarray(jax.lax.map(lambda x: model(x[None])[0].argmax(), images, batch_size=50))
     peaks = jax.jit(lambda x, k: jax.lax.map(lambda a: peak(*a), (x, k), batch_size=50))

@@ -37,6 +37,7 @@ def saving(folder: str | Path, keep: int = 1) -> Iterator[Save]:
     options = ocp.CheckpointManagerOptions(
         best_fn=_score,  # without it, scores are not kept on disk
         preservation_policy=policy.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=True,  # of what was stopped while it was written
     )
     manager = ocp.CheckpointManager(folder, options=options)
 

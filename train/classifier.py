@@ -26,13 +26,23 @@ from jaxfmi.models.pretrained import load, save
 from jaxfmi.train import checkpoint, loop, networks
 from jaxfmi.train.attention import health
 from jaxfmi.train.augment import augment, normalise
-from jaxfmi.train.card import card
+from jaxfmi.train.card import card, layer_of
 from jaxfmi.train.config import Config, read_file
-from jaxfmi.train.data import Data, Records, Split, load_data, steps_in_epoch, sweep
+from jaxfmi.train.data import (
+    Data,
+    Records,
+    Split,
+    check_splits,
+    first,
+    load_data,
+    steps_in_epoch,
+)
 from jaxfmi.train.journal import journal
 from jaxfmi.train.loop import Run, State, spread
 from jaxfmi.train.options import check_same, parse
 from jaxfmi.train.schedule import optimizer as make_optimizer
+from jaxfmi.train.sources import check_labels
+from jaxfmi.whole import whole
 
 __all__ = ["Config", "eval_step", "evaluate", "load_data", "loss_fn", "main", "train_step"]
 
@@ -121,11 +131,11 @@ def evaluate(model: nnx.Module, split: Split | Records, config: Config) -> dict[
     Raises:
       ValueError: the network has another number of classes, or the devices do not divide a batch.
     """
-    whole, batch = spread(config)
-    _figures(model, next(sweep(split, config, 1)).images[:1], len(split.names))
+    everywhere, batch = spread(config)
+    _figures(model, first(split, config), len(split.names))
     graph, weights = nnx.split(model)
     measure = jax.jit(partial(eval_step, graph, config=config))
-    return loop.figures(measure, jax.device_put(weights, whole), split, config, batch)
+    return loop.figures(measure, jax.device_put(weights, everywhere), split, config, batch)
 
 
 def main(
@@ -163,7 +173,7 @@ def main(
     if model is None:
         options = config.model_options, config.precision, config.seed
         model = networks.build(config.model, len(data["train"].names), *options)
-    if config.start:
+    if config.start and checkpoint.latest(Path(config.out, "checkpoint")) is None:
         load(model, config.start)
     run, state = _begin(config, model, data)
     done, state = _resume(run, state)
@@ -171,16 +181,19 @@ def main(
         done, state = loop.train(run, state, done, tell, stop_at)
         if done < run.total:
             tell.say(f"time is up: {run.total - done} steps are left; the same command goes on")
-            return _filled(model, state)
+            return _filled(model, loop.weights(state))
     return _finish(run, model, state)
 
 
 def _check(config: Config, data: Data) -> None:
     """Raise ValueError for what can be seen before a network is built."""
     spread(config)
+    check_splits(data, config)
     steps_in_epoch(data["train"], config)
     names = data["train"].names
     for split, held in data.items():
+        if held.labels is not None:
+            check_labels(held.labels, held.names, split)
         if held.names != names:
             raise ValueError(
                 f"the classes of {split} are {_listed(held.names)}; those of train "
@@ -193,21 +206,24 @@ def _check(config: Config, data: Data) -> None:
 
 def _begin(config: Config, model: nnx.Module, data: Data) -> tuple[Run, State]:
     """Compile nothing yet, and make the first state."""
-    whole, batch = spread(config)
+    everywhere, batch = spread(config)
     steps = steps_in_epoch(data["train"], config)
     optimizer = nnx.Optimizer(model, make_optimizer(config, steps), wrt=nnx.Param)
     (graph, weights), (rest, momentum) = nnx.split(model), nnx.split(optimizer)
-    first = next(sweep(data["train"], config, 1)).images[:1]
-    sums = loop.zeros(_figures(model, first, len(data["train"].names)))
+    picture = first(data["train"], config)
+    sums = loop.zeros(_figures(model, picture, len(data["train"].names)))
+    layer_of(_filled(model, weights), picture, config.layer)  # now, and not at the end
     average = nnx.state(model, WEIGHTS) if config.ema else nnx.State({})
     state = State(weights, momentum, average, sums, jax.random.key(config.seed))
-    state = jax.device_put(jax.tree.map(jnp.copy, state), whole)  # a step gives its memory away
+    state = jax.device_put(
+        jax.tree.map(jnp.copy, state), everywhere
+    )  # a step gives its memory away
     step = partial(train_step, (graph, rest), config=config)
     run = Run(
         config,
         data,
         steps,
-        jax.jit(step, static_argnames="size", donate_argnums=0, out_shardings=whole),
+        jax.jit(step, static_argnames="size", donate_argnums=0, out_shardings=everywhere),
         jax.jit(partial(eval_step, graph, config=config)),
         jax.jit(partial(look, graph, config=config)),
         batch,
@@ -244,7 +260,7 @@ def _finish(run: Run, model: nnx.Module, state: State) -> nnx.Module:
     if c.select != "last":
         step, state = checkpoint.restore(run.folder, state, checkpoint.best(run.folder))
         selected = f"step {step}, the best on {c.select}"
-    model, found = _filled(model, state), {}
+    model, found = _filled(model, loop.weights(state)), {}
     save(model, run.out / "model.safetensors", half=c.half)
     held = {name: run.data[name] for name in ("val", "test") if name in run.data}
     for name, split in held.items():
@@ -252,14 +268,15 @@ def _finish(run: Run, model: nnx.Module, state: State) -> nnx.Module:
         found |= {f"{name}_{key}": value for key, value in figures.items()}
     reported = held["test"] if "test" in held else held["val"]
     about = card(model, reported, c, found, MODULE) | {"selected": selected}
-    (run.out / "model.json").write_text(json.dumps(about, indent=1) + "\n")
+    with whole(run.out / "model.json") as partial:
+        partial.write_text(json.dumps(about, indent=1) + "\n")
     return model
 
 
-def _filled(model: nnx.Module, state: State) -> nnx.Module:
+def _filled(model: nnx.Module, weights: nnx.State) -> nnx.Module:
     """A copy in eval mode, on one device."""
     graph, _ = nnx.split(model)
-    model = nnx.merge(graph, jax.device_put(loop.weights(state), jax.devices()[0]))
+    model = nnx.merge(graph, jax.device_put(weights, jax.devices()[0]))
     model.eval()
     return model
 

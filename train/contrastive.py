@@ -144,10 +144,12 @@ def main(
 
     `model` maps pictures [N, H, W, C] to embeddings [N, E]. `data` is what `load_data` returns, for
     arrays that are in no file. Returns the model as the backbone of a `Projected`, in eval mode.
-    Raises what `load_data` raises; ValueError for fewer pictures than a batch, and
-    FloatingPointError when the loss is not finite.
+    Raises what `load_data` raises; ValueError for fewer pictures than a batch, or none to test on,
+    and FloatingPointError when the loss is not finite.
     """
     train, val = load_data(config) if data is None else data
+    if not len(val.images):
+        raise ValueError("there is no picture to test on")
     if len(train.images) < config.batch_size:
         given = f"{len(train.images)} pictures"
         raise ValueError(f"a batch has {config.batch_size} pictures, there are {given} to train on")

@@ -1,6 +1,8 @@
 """Pictures for training, and the order in which batches of them come."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -8,10 +10,18 @@ import numpy as np
 
 from jaxfmi.train.augment import augment, centre_crop, normalise, random_crop
 from jaxfmi.train.config import Config
-from jaxfmi.train.sources import Data, Records, Split, hold_out, load_split, open_source
+from jaxfmi.train.sources import (
+    Data,
+    Records,
+    Split,
+    check_labels,
+    hold_out,
+    load_split,
+    open_source,
+)
 
 __all__ = ["Batch", "Data", "Records", "Split", "augment", "batches", "load_data", "load_split"]
-__all__ += ["boxes_of", "normalise", "sweep"]
+__all__ += ["boxes_of", "check_splits", "first", "normalise", "spaced", "sweep"]
 
 
 class Batch(NamedTuple):
@@ -32,6 +42,12 @@ def load_data(config: Config) -> Data:
     data = open_source(config.data, config.data_dir)
     if config.hold_out:
         data = hold_out(data, config.hold_out, config.seed)
+    check_splits(data, config)
+    return data
+
+
+def check_splits(data: Data, config: Config) -> None:
+    """Raise ValueError where there is nothing to validate on, or not what weights are chosen on."""
     if not {"val", "test"} & set(data):
         raise ValueError(
             f"{config.data} has {[*data]} only: --hold-out N validates on a part of it"
@@ -41,7 +57,6 @@ def load_data(config: Config) -> Data:
             f"--select {config.select}, but {config.data} has {[*data]}: --hold-out N takes val "
             "from the training split"
         )
-    return data
 
 
 def batches(split: Split | Records, config: Config, start: int = 0) -> Iterator[Batch]:
@@ -66,14 +81,26 @@ def batches(split: Split | Records, config: Config, start: int = 0) -> Iterator[
 def sweep(split: Split | Records, config: Config, limit: int | None = None) -> Iterator[Batch]:
     """All pictures once, in order; the last batch repeats its last picture to be a whole one.
 
-    `limit` is for the first so many pictures only.
+    `limit` is for so many pictures only, those that `spaced` gives.
     """
     import grain
 
-    n = min(count(split), limit or count(split))
     read = partial(_whole, partial(_read, split), config.size, config.batch_size)
-    dataset = grain.MapDataset.range(n).batch(config.batch_size).map(read)
-    return _iterate(dataset, config.workers)
+    indices = grain.MapDataset.source(spaced(count(split), limit))
+    return _iterate(indices.batch(config.batch_size).map(read), config.workers)
+
+
+def first(split: Split | Records, config: Config) -> np.ndarray:
+    """The first picture [1, H, W, 3] as it is read; no process is started for it."""
+    return next(sweep(split, replace(config, workers=0), 1)).images[:1]
+
+
+def spaced(count: int, limit: int | None = None) -> np.ndarray:
+    """Indices of so many pictures, evenly spaced; of all where there are no more.
+
+    Folders are in the order of their classes: the first pictures of all are of the first class.
+    """
+    return np.arange(few := min(count, limit or count)) * count // few
 
 
 def count(split: Split | Records) -> int:
@@ -108,8 +135,13 @@ def _iterate(dataset, workers: int) -> Iterator[Batch]:
         if not flags.FLAGS.is_parsed():  # grain's workers read one of absl's flags
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        iterable = iterable.mp_prefetch(options)
+        iterable = iterable.mp_prefetch(options, worker_init_fn=_leave_interrupts)
     return (Batch(*pair) for pair in iterable)
+
+
+def _leave_interrupts(worker: int, workers: int) -> None:
+    """An interrupt of the terminal is for the process that trains, which saves before it leaves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _random(read, size, min_scale, stretch, indices, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -147,8 +179,4 @@ def _check(images: Sequence[np.ndarray], labels: np.ndarray, names: Sequence[str
             f"the pictures have mixed sizes, such as {sizes[0]} and {sizes[-1]} (height, width): "
             "--size N brings them to one"
         )
-    if not 0 <= labels.min() <= labels.max() < len(names):
-        raise ValueError(
-            f"a label is {labels[(labels < 0) | (labels >= len(names))][0]}; there are "
-            f"{len(names)} classes, 0 to {len(names) - 1}"
-        )
+    check_labels(labels, names, "a batch")

@@ -19,6 +19,7 @@ from jaxfmi.models.pretrained import load, save
 from jaxfmi.taps import suggestion
 from jaxfmi.train import checkpoint
 from jaxfmi.train.options import check_same, command
+from jaxfmi.whole import whole
 
 __all__ = [
     "NETWORKS",
@@ -110,7 +111,8 @@ def keep(
     if named and known:
         options = _options(config, shape[-1])
         card["network"] = {"name": config.network, "options": options, "shape": shape}
-    (Path(config.out) / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    with whole(Path(config.out) / CARD) as partial:
+        partial.write_text(json.dumps(card, indent=1) + "\n")
 
 
 def open_embedder(run: str | Path) -> Embedder:

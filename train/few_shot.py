@@ -162,8 +162,12 @@ def main(
 
     `model` maps pictures [B, H, W, C] to embeddings [B, E]. `data` is what `load_data` returns, for
     arrays that are in no file. Returns the model, in eval mode. Raises what `load_data` raises;
-    ValueError for too few classes or pictures, and FloatingPointError when the loss is not finite.
+    ValueError for too few classes, pictures or episodes, and FloatingPointError when the loss is
+    not finite.
     """
+    for name in ("episodes", "test_episodes", "every"):
+        if (given := getattr(config, name)) < 1:
+            raise ValueError(f"{name} is at least 1, got {given}")
     train, novel = load_data(config) if data is None else data
     _check(train, config.way, config.shot + config.query, "to train on")
     _check(novel, config.test_way, config.test_shot + config.test_query, "to test on")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from flax import nnx
@@ -9,15 +10,36 @@ from flax import nnx
 from jaxfmi.models.pretrained import load
 from jaxfmi.train import checkpoint, networks
 from jaxfmi.train.config import Config, read_file
+from jaxfmi.train.data import Data, Records, Split, load_data
 from jaxfmi.train.options import make
+from jaxfmi.train.sources import open_source
 
-__all__ = ["open_run"]
+__all__ = ["Finished", "open_data", "open_run"]
 
 CHOICES = ("", "last", "best")
 
 
-def open_run(run: str | Path, weights: str = "") -> tuple[Config, nnx.Module]:
-    """The options of a run and its network in eval mode.
+class Finished(NamedTuple):
+    """The options of a run, its network in eval mode, and the names of its classes."""
+
+    config: Config
+    model: nnx.Module
+    classes: tuple[str, ...]
+
+    def check_classes(self, split: Split | Records, where: str) -> None:
+        """Raise ValueError where the classes of data are not the run's, in its order."""
+        if tuple(split.names) != self.classes:
+            ours, theirs = set(self.classes), set(split.names)
+            odd = sorted(ours ^ theirs)
+            what = f"such as {odd[0]!r}, which only one of them has" if odd else "in their order"
+            raise ValueError(
+                f"{where} has {len(split.names)} classes, the run {len(self.classes)}; they "
+                f"differ, {what}"
+            )
+
+
+def open_run(run: str | Path, weights: str = "") -> Finished:
+    """Open a run.
 
     Args:
       run: the folder that the run wrote.
@@ -39,14 +61,24 @@ def open_run(run: str | Path, weights: str = "") -> tuple[Config, nnx.Module]:
             raise FileNotFoundError(
                 f"the run in '{run}' has not come to its end: ask for the last or best checkpoint"
             )
-        model = _blank(config, len(json.loads((run / "model.json").read_text())["classes"]))
-        return config, load(model, run / "model.safetensors")
+        classes = tuple(json.loads((run / "model.json").read_text())["classes"])
+        model = _blank(config, len(classes))
+        return Finished(config, load(model, run / "model.safetensors"), classes)
     step = checkpoint.latest(folder) if weights == "last" else checkpoint.best(folder)
     if step is None:
         raise FileNotFoundError(f"the run in '{run}' has no {weights} checkpoint")
-    model = _blank(config, len(checkpoint.read_meta(folder, step)["classes"]))
+    classes = tuple(checkpoint.read_meta(folder, step)["classes"])
+    model = _blank(config, len(classes))
     _fill(model, checkpoint.read(folder, step))
-    return config, model
+    return Finished(config, model, classes)
+
+
+def open_data(config: Config, *, own: bool) -> Data:
+    """The data of a run, or (not its own) other data as it is: nothing of it is held out.
+
+    Raises what `load_data` raises.
+    """
+    return load_data(config) if own else open_source(config.data, config.data_dir)
 
 
 def _blank(config: Config, classes: int) -> nnx.Module:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxfmi.train import attention, checkpoint
 from jaxfmi.train.checkpoint import Save
 from jaxfmi.train.config import Config
-from jaxfmi.train.data import Data, Records, Split, batches, boxes_of, count, sweep
+from jaxfmi.train.data import Data, Records, Split, batches, boxes_of, count, spaced, sweep
 from jaxfmi.train.journal import Journal
 from jaxfmi.train.schedule import schedule
 
@@ -84,32 +84,40 @@ def train(
       FloatingPointError: the loss or its gradient is not finite.
       OSError: a checkpoint can't be written.
     """
-    c, maps, at = run.config, _maps_of(run, state, done), done
+    c, maps, at, kept = run.config, _maps_of(run, state, done), done, done
     last = seen = Mark(done, time.monotonic())
     pictures = batches(run.data["train"], c, done) if done < run.total else iter(())
     with checkpoint.saving(run.folder, c.keep) as save, _signals() as caught:
-        for at, batch in enumerate(pictures, done + 1):
-            epoch, within = divmod(at - 1, run.steps)
-            size = c.sizes[epoch * len(c.sizes) // c.epochs] if c.sizes else 0
-            state = run.step(state, *jax.device_put(batch, run.batch), size=size)
-            ends, score = within + 1 == run.steps, None
-            if ends or (c.log_every and at % c.log_every == 0):
-                row, state = _row(run, state, last, Mark(at, time.monotonic()), size)
-                if _examined(run, at):
-                    figures, maps = _examine(run, state, epoch, maps)
-                    row, score = row | figures, figures[f"{watched(run)}_accuracy"]
-                tell.write(row)
-                last = seen = Mark(at, time.monotonic())
-            if time.monotonic() > seen.time + TICK:
-                seen = Mark(at, time.monotonic())
-                tell.tick(at, means(run, state, at) | {"images/s": _speed(run, last, seen)})
-            stop = bool(caught) or time.monotonic() > stop_at
-            if stop or score is not None or (at % c.save_every == 0 if c.save_every else ends):
-                _save(run, save, state, at, score)
-            if stop and at < run.total:
-                break
+        try:
+            for at, batch in enumerate(pictures, done + 1):
+                epoch, within = divmod(at - 1, run.steps)
+                size = c.sizes[epoch * len(c.sizes) // c.epochs] if c.sizes else 0
+                state = run.step(state, *jax.device_put(batch, run.batch), size=size)
+                ends, score = within + 1 == run.steps, None
+                if ends or (c.log_every and at % c.log_every == 0):
+                    row, state = _row(run, state, last, Mark(at, time.monotonic()), size)
+                    if _examined(run, at):
+                        figures, maps = _examine(run, state, epoch, maps)
+                        row, score = row | figures, figures[f"{watched(run)}_accuracy"]
+                    tell.write(row)
+                    last = seen = Mark(at, time.monotonic())
+                if time.monotonic() > seen.time + TICK:
+                    seen = Mark(at, time.monotonic())
+                    tell.tick(at, means(run, state, at) | {"images/s": _speed(run, last, seen)})
+                stop = bool(caught) or time.monotonic() > stop_at
+                if stop or score is not None or (at % c.save_every == 0 if c.save_every else ends):
+                    _save(run, save, state, at, score)
+                    kept = at
+                if stop and at < run.total:
+                    break
+        except Exception:
+            if not caught:
+                raise
+            if kept < at:  # the signal has ended the processes that read, too
+                _save(run, save, state, at, None)
+                kept = at
     if caught:
-        _leave(caught[0], at, tell)
+        _leave(caught[0], kept, tell)
     return at, state
 
 
@@ -172,10 +180,10 @@ def spread(config: Config) -> tuple[NamedSharding, NamedSharding]:
     """How the state lies on the devices, whole on each, and how a batch does, in parts.
 
     Raises:
-      ValueError: there are fewer devices, or a batch can't be spread evenly.
+      ValueError: there are not so many devices, or a batch can't be spread evenly.
     """
     there = jax.devices()
-    if config.devices > len(there):
+    if not 0 <= config.devices <= len(there):
         raise ValueError(f"--devices {config.devices}, but there are {len(there)}: {there}")
     used = np.array(there[: config.devices or None])
     if config.batch_size % len(used):
@@ -218,7 +226,7 @@ def _maps_of(run: Run, state: State, done: int) -> np.ndarray | None:
 def _examine(
     run: Run, state: State, epoch: int, before: np.ndarray | None
 ) -> tuple[dict[str, float], np.ndarray | None]:
-    """Evaluate, and look at the maps of the first pictures, if the model makes any.
+    """Evaluate, and look at the maps of some pictures, if the model makes any.
 
     `before` are those of the evaluation before, None where they are not known: in the first one,
     and in the next after a start from a step that was not evaluated.
@@ -232,16 +240,17 @@ def _examine(
         found |= attention.steadiness(maps, before)
         boxes = boxes_of(split, c.size)
         if boxes is not None:
-            found |= attention.localise(maps, boxes[: len(maps)], images.shape[1:3])
+            found |= attention.localise(maps, boxes[spaced(count(split), PROBE)], images.shape[1:3])
         if c.panel_every and (epoch + 1) // c.evaluate_every % c.panel_every == 0:
-            captions = [split.names[label].split(",")[0] for label in labels[:DRAWN]]
+            few = spaced(len(maps), DRAWN)
+            captions = [split.names[label].split(",")[0] for label in labels[few]]
             path = run.out / "attention" / f"epoch_{epoch:04}.png"
-            attention.draw(path, images[:DRAWN], maps[:DRAWN], captions)
+            attention.draw(path, images[few], maps[few], captions)
     return {f"{name}_{key}": value for key, value in found.items() if key != "images"}, maps
 
 
 def _maps(run: Run, model: nnx.State, split: Split | Records) -> list[np.ndarray] | None:
-    """Maps [n, h, w], pictures and labels of the first pictures; None where there is no map."""
+    """Maps [n, h, w] of some pictures, these and their labels; None where there is no map."""
     found = []
     for images, labels in sweep(split, run.config, PROBE):
         maps = run.look(model, jax.device_put(images, run.batch))
@@ -264,7 +273,8 @@ def _speed(run: Run, last: Mark, now: Mark) -> float:
 
 def _leave(number: int, at: int, tell: Journal) -> None:
     """After a signal: say so, and go."""
-    tell.say(f"stopped by {signal.Signals(number).name}: step {at} is saved")
+    kept = f"step {at} is saved" if at else "nothing is saved, as no step was done"
+    tell.say(f"stopped by {signal.Signals(number).name}: {kept}")
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)

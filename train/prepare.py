@@ -50,6 +50,15 @@ def prepare(
         if split not in here:
             raise ValueError(f"the split {split!r} is not in memory: {type(data[split]).__name__}")
     first = next(iter(here.values()))
+    for split, pictures in here.items():
+        alike = (
+            pictures.names == first.names and pictures.images.shape[1:] == first.images.shape[1:]
+        )
+        if not alike or (pictures.boxes is None) != (first.boxes is None):
+            raise ValueError(
+                f"the splits differ in classes, size or boxes: {_described(first)} in {[*here][0]}, "
+                f"{_described(pictures)} in {split}"
+            )
     features = {
         "image": tfds.features.Tensor(shape=first.images.shape[1:], dtype=np.uint8),
         "label": tfds.features.ClassLabel(names=[*first.names]),
@@ -81,6 +90,11 @@ def prepare(
     builder = Writer(data_dir=str(data_dir), file_format="array_record")
     builder.download_and_prepare()
     return Path(builder.data_dir)
+
+
+def _described(split: Split) -> str:
+    boxes = "no boxes" if split.boxes is None else "boxes"
+    return f"{', '.join(split.names[:3])} ({len(split.names)}), {split.images.shape[1:]}, {boxes}"
 
 
 def _examples(pictures: Split, masks: np.ndarray | None) -> Iterator[tuple[int, dict[str, Any]]]:

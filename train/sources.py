@@ -2,18 +2,20 @@
 
 import io
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
 
 from jaxfmi.models.preprocess import to_rgb
 
-__all__ = ["Data", "Records", "Split", "hold_out", "load_split", "open_source"]
+__all__ = ["Data", "Records", "Split", "check_labels", "hold_out", "load_split", "open_source"]
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MEMORY = 2 << 30  #: bytes of decoded pictures of one split that are kept; larger ones are read anew
@@ -79,20 +81,24 @@ def load_split(path: str | Path) -> Split:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: an entry is missing, pictures have mixed sizes, or a label is of no class.
+      ValueError: the file can't be read, an entry is missing, a picture is broken, pictures have
+        mixed sizes, there are more or fewer labels than pictures, or a label is of no class.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no packed pictures at {path}: --data takes the part of the path before _train.npz"
         )
-    with np.load(path) as packed:
-        entries = dict(packed)
+    try:
+        with path.open("rb") as file, np.load(file) as packed:
+            entries = dict(packed)
+    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"cannot read {path}: it is no .npz, or cut short ({error})") from error
     missing = [name for name in ("blob", "offsets", "labels", "names") if name not in entries]
     if missing:
         raise ValueError(f"{path} lacks {missing}; it has {sorted(entries)}")
     blob, cuts = entries["blob"].tobytes(), entries["offsets"]
-    images = [_decode(io.BytesIO(blob[a:b])) for a, b in pairwise(cuts)]
+    images = [_unpack(path, i, blob[a:b]) for i, (a, b) in enumerate(pairwise(cuts))]
     names, wnids = (tuple(map(str, entries.get(k, ()))) for k in ("names", "wnids"))
     labels = entries["labels"].astype(np.int32)
     return _split(str(path), images, labels, names, wnids, entries.get("boxes"))
@@ -144,12 +150,27 @@ def _split(where: str, images: Sequence[np.ndarray], labels, names, wnids=(), bo
     if len(sizes) > 1:
         raise ValueError(f"{where} has pictures of mixed sizes, such as {sizes[0]} and {sizes[-1]}")
     labels = np.asarray(labels, np.int32)
-    if wrong := sorted({*labels.tolist()} - {*range(len(names))}):
+    if len(labels) != len(images):
+        raise ValueError(f"{where} has {len(images)} pictures and {len(labels)} labels")
+    check_labels(labels, names, where)
+    return Split(np.stack(images), labels, boxes, tuple(names), tuple(wnids))
+
+
+def check_labels(labels: np.ndarray, names: Sequence[str], where: str) -> None:
+    """Raise ValueError where a label is that of no class."""
+    wrong = labels[(labels < 0) | (labels >= len(names))]
+    if len(wrong):
         raise ValueError(
-            f"{where} has the label {wrong[0]}; it names {len(names)} classes, 0 to "
+            f"{where} has the label {wrong[0]}; there are {len(names)} classes, 0 to "
             f"{len(names) - 1}"
         )
-    return Split(np.stack(images), labels, boxes, tuple(names), tuple(wnids))
+
+
+def _unpack(path: Path, index: int, encoded: bytes) -> np.ndarray:
+    try:
+        return _decode(io.BytesIO(encoded))
+    except OSError as error:
+        raise ValueError(f"picture {index} of {path} is none, or broken") from error
 
 
 def _decode(file: Any) -> np.ndarray:
@@ -267,6 +288,8 @@ def _records(builder: Any, split: str) -> Split | Records | None:
     for key in keys:
         if key not in features:
             raise ValueError(f"{builder.name} has no {key!r}, but {[*features]}")
+    if not hasattr(features[keys[1]], "names"):
+        raise ValueError(f"{builder.name} has {keys[1]!r}, but no names of classes for it")
     source, names = builder.as_data_source(split=split), tuple(features[keys[1]].names)
     read = partial(_read_record, source, *keys)
     if split != "train" and len(source) and read(0)[1] < 0:

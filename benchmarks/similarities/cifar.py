@@ -22,6 +22,7 @@ from similarities.measures import chunked, interval, pointing
 from similarities.protocol import embedded
 from similarities.retrieval import another_of, tile_mask, unit
 
+EPOCHS = 12
 SIDE = 32
 POINTS = 16  # of a grid on what two crops have in common, in each direction
 
@@ -35,7 +36,7 @@ def run(options) -> dict:
         out=str(options.runs / "C"),
         pictures=600 if quick else 10_000,
         val_pictures=200 if quick else 2000,
-        epochs=1 if quick else 12,
+        epochs=1 if quick else EPOCHS,
     )
     train, val = contrastive.load_data(config)
     model = contrastive.main(config, data=(train, val)).backbone

@@ -22,6 +22,7 @@ from similarities.measures import chunked, interval, share_of_range
 from similarities.protocol import embedded
 
 FRACTIONS = np.arange(0, 11, dtype=np.float32) / 10
+EPISODES = 800
 MEASURED = "deletion accuracy,insertion accuracy,deletion,insertion,whole,filled".split(",")
 
 
@@ -33,7 +34,7 @@ def run(options) -> dict:
         novel=str(data / "omniglot_images_background_small2.zip"),
         out=str(options.runs / "A"),
         rotations=True,
-        episodes=20 if quick else 800,
+        episodes=20 if quick else EPISODES,
         every=10 if quick else 200,
         test_episodes=10 if quick else 100,
     )

@@ -6,8 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from similarities import cifar, omniglot, tiny
 from similarities.maps import NAMES
 
+TRAINED = (
+    f"Networks are trained for {omniglot.EPISODES} (A) and {tiny.EPISODES} (B) episodes and "
+    f"{cifar.EPOCHS} epochs (C), as long as an experiment may take 15 minutes on two cores."
+)
 TITLES = {
     "A": "A. ProtoNet on Omniglot, characters that were not trained on",
     "B": "B. ProtoNet on Tiny-ImageNet, classes that were not trained on",
@@ -52,10 +57,8 @@ def opening(found: dict[str, Any]) -> str:
     for letter, content in found.items():
         where = content["environment"]
         device = ", ".join(sorted(set(where["devices"])))
-        without = "" if '"sbsm"' in json.dumps(content) else " Made before SBSM was there."
-        lines.append(
-            f"{letter}: {content['seconds']:.0f} s on {device}, jax {where['jax']}.{without}"
-        )
+        lines.append(f"{letter}: {content['seconds']:.0f} s on {device}, jax {where['jax']}.")
+    lines.append(TRAINED)
     return (
         "\n".join(lines)
         + """
@@ -67,7 +70,8 @@ positive part that is there; `heavier`: more than half of that is; `border`: the
 picture's border; `same other`, `same random`, `same same`: Spearman's correlation of the map with
 the map of the same picture for a partner of another class, drawn at random, or of the same class:
 1 where a map does not depend on its partner (the margin's two classes change places, which turns
-the sign of its map: -1 says nothing there). `score` and `missing`: the mean of what a map explains,
+the sign of its map: -1 says nothing there); partners are changed for about 100 pictures of a test,
+evenly spaced. `score` and `missing`: the mean of what a map explains,
 and of what its total is away from it. Deletion (low is good) and insertion (high is good)
 are areas under the similarity, where 1 is that of the whole picture and 0 that of the blurred one
 (in A: without ink). `recall@1` is of all pictures: of ImageNet's 400, only 139 have another of
@@ -90,7 +94,7 @@ def verdict(found: dict[str, Any]) -> str:
             lines.append(
                 f"* {letter}, one object in a box: {ordered(found[letter][test][maps], 'peak')}."
             )
-    lines += ["", *recommendations(found)]
+    lines += ["", *recommendations(found), *faithfulness(found)]
     return "\n".join(lines)
 
 
@@ -146,6 +150,56 @@ def alone(tests: list[dict[str, Any]]) -> list[str]:
         f"random {number(peak['random'])}); {rest}. Recommended where the total has to be the "
         "similarity itself: `complete`.",
     ]
+
+
+def faithfulness(found: dict[str, Any]) -> list[str]:
+    """What deletion and insertion say, over all experiments and sides."""
+    tests = {letter: curves(content) for letter, content in found.items()}
+    every = [test for some in tests.values() for test in some]
+    if not every:
+        return []
+    low, high = (
+        {name: mean(every, name, measure) for name in NAMES if mean(every, name, measure)}
+        for measure in ("deletion", "insertion")
+    )
+    better = [
+        f"{'better' if sign * (values['centred'] - values['complete']) > 0 else 'no better'} by "
+        f"{what} ({number(values['centred'])} to {number(values['complete'])})"
+        for what, values, sign in (("deletion", low, -1), ("insertion", high, 1))
+    ]
+    odd = [
+        letter
+        for letter, some in tests.items()
+        if some and all(t["random"]["deletion"][0] <= t["complete"]["deletion"][0] for t in some)
+    ]
+    grain = (
+        f" In {' and '.join(odd)} the random map, which is of single pixels, deletes better than "
+        "any: what is taken away in specks leaves nothing that the network knows. Only maps of one "
+        "grain can be compared by these areas."
+        if odd
+        else ""
+    )
+    return [
+        "",
+        f"**Deletion and insertion.** Means over {len(every)} tests: deletion (low is good) "
+        f"{listed(low)}; insertion (high is good) {listed(high, -1)}. The contrast of `centred` is "
+        f"{' and '.join(better)} than plain FAM.{grain}",
+    ]
+
+
+def curves(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """All tables of deletion and insertion in what an experiment found."""
+    if not isinstance(content, dict):
+        return []
+    if "deletion" in content.get("complete", ()):
+        return [content]
+    return [table for inner in content.values() for table in curves(inner)]
+
+
+def listed(values: dict[str, float], sign: int = 1) -> str:
+    """Names with their values, least first; with ``sign`` -1 greatest first."""
+    names = sorted(values, key=lambda name: sign * values[name])
+    return ", ".join(f"{name} {number(values[name])}" for name in names)
 
 
 def mean(tests: list[dict[str, Any]], name: str, measure: str) -> float:

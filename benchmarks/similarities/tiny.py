@@ -18,6 +18,7 @@ from similarities.protocol import embedded
 
 NOVEL = (1, 3, 6, 8, 11, 13, 16, 18)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EPISODES = 600
 SIDE = 64
 
 
@@ -32,7 +33,7 @@ def run(options) -> dict:
         way=5,
         query=10,
         test_shot=5,
-        episodes=4 if quick else 600,
+        episodes=4 if quick else EPISODES,
         every=2 if quick else 200,
         test_episodes=4 if quick else 100,
         learning_rate=2e-3,

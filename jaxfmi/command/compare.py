@@ -17,13 +17,13 @@ from jaxfmi.command.files import Results, check_paths, read_picture, unique_stem
 from jaxfmi.command.networks import Network
 from jaxfmi.command.terminal import kept, one_line
 from jaxfmi.command.words import pick
-from jaxfmi.multipliers import path
+from jaxfmi.embeddings import separating_layer
 from jaxfmi.panels import overlays, retrieval_panel
 from jaxfmi.references import constant_activation
 from jaxfmi.similarities import centred_cosine
 from jaxfmi.similarity import fam_terms
 
-PANEL = "panel.png"
+PANEL, AUTO = "panel.png", "auto"
 CENTRED = "centred_cosine"  # from the mean of the pictures that are given
 DISTANCE = similarities.neg_squared_distance.__name__
 SIMILARITIES = (*(n for n in similarities.NAMED if n != "margin"), CENTRED)
@@ -50,7 +50,7 @@ def compare(
     ] = None,
     layer: Annotated[
         str, typer.Option(help="A tag of the network, as in `jaxfmi layers`; else the last.")
-    ] = "auto",
+    ] = AUTO,
     similarity: Annotated[
         str,
         typer.Option(
@@ -126,6 +126,16 @@ def explain(
         return jax.lax.map(embedding(state), x)
 
     e = embed(state, x)
+    last = separating_layer(embedding(state), AUTO, x[0])
+    if (
+        similarity in (CENTRED, DISTANCE)
+        and weighting != "contribution"
+        and layer not in (AUTO, last)
+    ):
+        raise ValueError(
+            f"{similarity} is explained from embeddings put into the last maps, {last!r}; {layer!r} "
+            "has others: take another similarity, or the weighting contribution"
+        )
     centred = similarity == CENTRED
     compared = centred_cosine(np.mean(e, 0)) if centred else similarities.NAMED[similarity]
     what = "that is the mean of all" if centred else "of zeros"
@@ -140,8 +150,6 @@ def explain(
             options = {"similarity": centred_cosine(mu)}
             if weighting != "contribution":
                 options["reference"] = constant_activation(mu)
-        if similarity == DISTANCE and weighting != "contribution":
-            options |= {"reference": "partner", "multiplier": path(1)}
         terms = fam_terms(embedding(state), layer, weighting=weighting, **options)
         there = jax.vmap(terms, (None, 0))(x[0], e[1:])
         back = jax.lax.map(lambda y: terms(y, e[0]).heatmap, x[1:])

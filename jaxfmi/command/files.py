@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from jaxfmi.models.preprocess import to_rgb
+from jaxfmi.whole import whole
 
 MANIFEST = "manifest.json"
 
@@ -24,11 +25,10 @@ class Results:
     complete: bool = False
 
     def save(self) -> None:
-        """Write the manifest under another name first: there is never half of one."""
+        """Write the manifest; there is never half of one."""
         found = {"complete": self.complete, "entries": self.entries, "failures": self.failures}
-        partial = self.out / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps(self.head | found, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.out / MANIFEST)
+        with whole(self.out / MANIFEST) as partial:
+            partial.write_text(json.dumps(self.head | found, indent=2) + "\n", encoding="utf-8")
 
 
 def read_picture(path: Path) -> Image.Image:

@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+import jax
 import typer
 
 from jaxfmi.command.terminal import FAILED, INTERRUPTED, MISUSED, complain, one_line
@@ -96,22 +97,32 @@ def evaluate_classifier(
         str, typer.Option(help="last or best, of checkpoints; else what the run chose.")
     ] = "",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Else the run's, or all where there are fewer.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read; else the run's.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where data sets are; else the run's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
 ) -> None:
     """Measure a trained classifier: loss, accuracy, and what its attention is like."""
     with one_line():
         classifier = _classifier()
-        from jaxfmi.train.finished import open_run
+        from jaxfmi.train import finished
 
-        config, model = open_run(run, weights)
-        config = replace(
-            config, data=data or config.data, batch_size=batch_size or config.batch_size
-        )
-        there = classifier.load_data(config)
-        name = split or ("test" if "test" in there else "val")
+        opened = finished.open_run(run, weights)
+        given = {"data": data, "batch_size": batch_size, "workers": workers, "data_dir": data_dir}
+        given |= {"devices": devices or min(opened.config.devices, jax.device_count())}
+        config = replace(opened.config, **{k: v for k, v in given.items() if v is not None})
+        there = finished.open_data(config, own=data is None)
+        name = split or next(n for n in ("test", "val", *there) if n in there)
         if name not in there:
             raise ValueError(f"no split {name!r}; {config.data} has {[*there]}")
-        figures = classifier.evaluate(model, there[name], config)
+        opened.check_classes(there[name], f"{config.data}, {name}")
+        figures = classifier.evaluate(opened.model, there[name], config)
         if out:
             out.write_text(json.dumps({"split": name, "figures": figures}, indent=1) + "\n")
     print("  ".join(f"{name}_{key} {value:.4g}" for key, value in figures.items()))
