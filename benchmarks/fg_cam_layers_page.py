@@ -35,11 +35,12 @@ with
 
     python benchmarks/fg_cam_layers.py
 
-At the pixels FG-CAM is itself layer-wise relevance propagation, by the rules of deep_taylor (z+, and
-z^B for the first layer) from another start, the components of a CAM in the place of a logit; with
-SqueezeNet, whose logits are averages of its last maps, the two are one map. So it cannot be far from
-them, and what it wins over the composites it wins over other rules: clearly over alpha2-beta1, whose
-negative relevance costs it insertion. At a coarse layer a pixel is deleted with all its neighbours.
+At the pixels FG-CAM is itself layer-wise relevance propagation, by the rules of deep_taylor (z+,
+and z^B for the first layer) from another start, the components of a CAM in the place of a logit;
+with SqueezeNet, whose logits are averages of its last maps, the two are one map. So it cannot be
+far from them, and what it wins over the composites it wins over other rules: clearly over
+alpha2-beta1, whose negative relevance costs it insertion. At a coarse layer a pixel is deleted with
+all its neighbours.
 """
 
 

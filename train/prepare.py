@@ -49,15 +49,15 @@ def prepare(
     for split in data:
         if split not in here:
             raise ValueError(f"the split {split!r} is not in memory: {type(data[split]).__name__}")
-    first = next(iter(here.values()))
+    name_of_first, first = next(iter(here.items()))
     for split, pictures in here.items():
         alike = (
             pictures.names == first.names and pictures.images.shape[1:] == first.images.shape[1:]
         )
         if not alike or (pictures.boxes is None) != (first.boxes is None):
             raise ValueError(
-                f"the splits differ in classes, size or boxes: {_described(first)} in {[*here][0]}, "
-                f"{_described(pictures)} in {split}"
+                f"the splits differ in classes, size or boxes: {_described(first)} in "
+                f"{name_of_first}, {_described(pictures)} in {split}"
             )
     features = {
         "image": tfds.features.Tensor(shape=first.images.shape[1:], dtype=np.uint8),

@@ -127,14 +127,11 @@ def explain(
 
     e = embed(state, x)
     last = separating_layer(embedding(state), AUTO, x[0])
-    if (
-        similarity in (CENTRED, DISTANCE)
-        and weighting != "contribution"
-        and layer not in (AUTO, last)
-    ):
+    placed = similarity in (CENTRED, DISTANCE) and weighting != "contribution"
+    if placed and layer not in (AUTO, last):
         raise ValueError(
-            f"{similarity} is explained from embeddings put into the last maps, {last!r}; {layer!r} "
-            "has others: take another similarity, or the weighting contribution"
+            f"{similarity} is explained from embeddings put into the last maps, {last!r}, not into "
+            f"{layer!r}: take another similarity, or the weighting contribution"
         )
     centred = similarity == CENTRED
     compared = centred_cosine(np.mean(e, 0)) if centred else similarities.NAMED[similarity]
