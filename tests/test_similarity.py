@@ -125,6 +125,21 @@ def test_a_distance_has_its_reference():
     close(terms(**literal).map, terms(**literal, reference="zero_activation").map)
 
 
+def test_a_head_with_biases_needs_a_path():
+    rng = np.random.default_rng(3)
+    w, v, b, c = (jnp.asarray(rng.normal(size=s)) for s in ((K, 8), (8, K), 8, K))
+
+    def embed(x):
+        return jnp.tanh(jf.tag(x, "a").mean((0, 1)) @ w + b) @ v + c
+
+    partner = embed(jnp.asarray(B))
+    along = terms(embed=embed, partner=partner, multiplier=path(64))
+    at_once = terms(embed=embed, partner=partner)
+    close(along.score, cos(embed(A), partner))
+    assert abs(along.residual) < 1e-3 < 0.02 < abs(at_once.residual)
+    assert abs(along.reference_score) > 0.01  # what the biases alone have in common
+
+
 @pytest.mark.parametrize("weight", ["share", "inverse", "gaussian"])
 def test_contribution(weight):
     ours, theirs = getattr(weightings, weight), getattr(twin, weight)

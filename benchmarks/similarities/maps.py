@@ -11,7 +11,6 @@ from jaxfmi import similarities, weightings
 from jaxfmi.bilinear import resize
 from jaxfmi.controls import centre_gaussian, random_map
 from jaxfmi.matching import sbsm
-from jaxfmi.multipliers import path
 from jaxfmi.references import constant_activation
 from jaxfmi.similarity import fam_terms
 from jaxfmi.taps import tag
@@ -103,7 +102,6 @@ def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
         "similarity": similarities.centred_cosine(mean),
         "reference": constant_activation(mean),
     }
-    distance = {"reference": "partner", "multiplier": path(1)}
     free = {"similarity": similarities.cosine(freeze_norms=False), "weighting": "mean"}
 
     def terms(partner, **options) -> Found:
@@ -116,7 +114,7 @@ def explain(net: Net, state, mean, x, own, other, key) -> dict[str, Found]:
         "centred": terms(own, **centred),
         "margin": terms(jnp.stack([own, other]), similarity=similarities.margin),
         "grad_cam": terms(own, **free),
-        "distance": terms(own, similarity=similarities.neg_squared_distance, **distance),
+        "distance": terms(own, similarity=similarities.neg_squared_distance),
         "self": terms(e, similarity=similarities.dot),
         "lafam": _bare(a.mean(-1)),
         "centre": _bare(centre_gaussian(jnp.sum)(x)),
