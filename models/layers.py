@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 from jaxfmi.models.depthwise import depthwise_conv
 
 Padding = Literal["SYMMETRIC", "SAME", "REFLECT"]
+
+PICTURES, PARTS = 8, 16  # of a batch for a CPU's gradient of a kernel: at least, and at most
 
 he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
@@ -81,7 +84,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **layout) -> jax
 
     A kernel of one pixel is a matrix product, one per channel a sum of shifted slices, and what is
     not padded gets a row that no window reaches: XLA's own convolutions take a CPU up to 5, 47 and
-    3 times as long (benchmarks/convolve.py).
+    3 times as long (benchmarks/convolve.py). A CPU's gradient of a kernel is that of a few pictures
+    at a time.
 
     Args:
       x: `[N, H, W, inputs]`.
@@ -91,7 +95,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **layout) -> jax
       layout: the rest of XLA's arguments; NHWC.
     """
     groups, inputs, outputs = layout["feature_group_count"], *kernel.shape[2:]
-    general = partial(jax.lax.conv_general_dilated, window_strides=strides, **layout)
+    cpu = jax.default_backend() == "cpu"
+    general = partial(_by_pictures if cpu else _general, strides=tuple(strides), **layout)
     if any(d != 1 for d in (*layout["lhs_dilation"], *layout["rhs_dilation"])):
         return general(x, kernel, padding=padding)
     if isinstance(padding, str):
@@ -107,6 +112,35 @@ def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **layout) -> jax
         x = x[:, :-1]  # no window reaches that row either
     y = general(x, kernel, padding=((0, 1), (0, 0)))
     return y if strides[0] > 1 else jax.lax.slice_in_dim(y, 0, -1, axis=1)
+
+
+def _general(x, kernel, *, strides, padding, **layout) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **layout)
+
+
+def _by_pictures(x: jax.Array, kernel: jax.Array, **how) -> jax.Array:
+    """XLA's convolution, of which the gradient of the kernel is summed over parts of the batch.
+
+    XLA's own, in which all pictures are channels, takes a CPU up to four times as long.
+    """
+
+    @jax.custom_jvp
+    def convolution(x, kernel):
+        return _general(x, kernel, **how)
+
+    @partial(convolution.defjvp, symbolic_zeros=True)
+    def _(primals, tangents):
+        (x, kernel), (dx, dkernel) = primals, tangents
+        changes = []
+        if not isinstance(dx, SymbolicZero):
+            changes.append(_general(dx, kernel, **how))
+        if not isinstance(dkernel, SymbolicZero):
+            n = max(PICTURES, -(-len(x) // PARTS))
+            parts = [_general(x[i : i + n], dkernel, **how) for i in range(0, len(x), n)]
+            changes.append(jnp.concatenate(parts))
+        return convolution(x, kernel), reduce(jnp.add, changes)
+
+    return convolution(x, kernel)
 
 
 def batch_norm(features: int, *, dtype: DTypeLike | None, rngs: nnx.Rngs) -> nnx.BatchNorm:

@@ -171,6 +171,64 @@ def test_an_unpadded_convolution_is_xlas(size, window, stride):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-3)
 
 
+LAYOUT = {
+    "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+    "lhs_dilation": (1, 1),
+    "rhs_dilation": (1, 1),
+    "precision": "highest",
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("count", "parts"), [(1, 1), (8, 1), (20, 3), (130, 15)])
+def test_the_gradient_of_a_kernel_is_xlas_over_parts_of_the_batch(count, parts, groups):
+    x, kernel, dx, dkernel = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(count, 5, 6, 4), (3, 3, 4 // groups, 6)] * 2)
+    )
+
+    def program(conv, x, kernel):
+        return conv(x, kernel, (1, 2), ((1, 1), (1, 1)), feature_group_count=groups, **LAYOUT)
+
+    ours, xla = (partial(program, f) for f in (convolve, jax.lax.conv_general_dilated))
+    y, back = jax.vjp(ours, x, kernel)
+    for got, expected in (
+        (back(y), jax.vjp(xla, x, kernel)[1](y)),
+        (jax.jvp(ours, (x, kernel), (dx, dkernel)), jax.jvp(xla, (x, kernel), (dx, dkernel))),
+        (
+            jax.jvp(ours, (x, kernel), (0 * dx, dkernel)),
+            jax.jvp(xla, (x, kernel), (0 * dx, dkernel)),
+        ),
+    ):
+        for one, other in zip(got, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+    def convolutions(argument):
+        loss = jax.grad(lambda *a: (ours(*a) ** 2).sum(), argument)
+        return str(jax.make_jaxpr(loss)(x, kernel)).count("conv_general_dilated[")
+
+    assert convolutions(0) == 2  # an explanation pays for no gradient of the kernel
+    assert convolutions(1) == 1 + parts
+
+
+def test_second_derivatives_of_a_kernel():
+    x = jax.random.normal(jax.random.key(0), (10, 5, 6, 2))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 3))
+
+    def curvature(conv):
+        def loss(kernel, x):
+            y = conv(x, kernel, (1, 1), "SAME", feature_group_count=1, **LAYOUT)
+            return jnp.tanh(y).sum()
+
+        slope = lambda k, x: (jax.grad(loss)(k, x) * kernel).sum()  # noqa: E731
+        return jax.grad(slope, (0, 1))(kernel, x)
+
+    for one, other in zip(
+        curvature(convolve), curvature(jax.lax.conv_general_dilated), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
 def test_bfloat16_computes_in_it_and_keeps_parameters():
     model = nnx.eval_shape(lambda: cifar_resnet20(dtype=jnp.bfloat16))
     assert output(model, 1, 32, 32, 3).dtype == jnp.bfloat16
