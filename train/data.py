@@ -86,7 +86,7 @@ def sweep(split: Split | Records, config: Config, limit: int | None = None) -> I
     import grain
 
     read = partial(_whole, partial(_read, split), config.size, config.batch_size)
-    indices = grain.MapDataset.source(spaced(count(split), limit))
+    indices = grain.MapDataset.source(spaced(count(split), limit).tolist())
     return _iterate(indices.batch(config.batch_size).map(read), config.workers)
 
 
