@@ -1,10 +1,12 @@
 """What `convolve` saves against XLA's convolutions: pointwise, depthwise and unpadded ones.
 
     python benchmarks/convolve.py
+    python benchmarks/convolve.py --kernels     # only the gradients of kernels
 
 The convolutions are those of SqueezeNet and MobileNetV2 at 224 x 224 pixels, 16 images. Blocks of
 MobileNetV2 are compared too, whose gradient is where a sum of slices has to have its own transpose:
-`slices` is the same sum, transposed by JAX.
+`slices` is the same sum, transposed by JAX. Gradients of kernels are those of networks in training:
+a CIFAR ResNet with 128 pictures, SimCLR's Conv-4 with 512, ResNet's with 16.
 """
 
 import argparse
@@ -19,6 +21,8 @@ from jaxfmi.models.layers import convolve
 POINTWISE = ((55, 96, 16), (55, 16, 64), (27, 256, 32), (13, 512, 1000), (7, 320, 1280))
 UNPADDED = ((224, 7, 3, 96, 2), (227, 7, 3, 96, 2), (224, 3, 3, 64, 2), (56, 3, 64, 64, 1))
 DEPTHWISE = ((112, 32, 1), (112, 96, 2), (56, 144, 1), (28, 192, 1), (14, 576, 1), (7, 960, 1))
+TRAINED = ((128, 32, 3, 16), (128, 32, 16, 16), (128, 16, 32, 32), (128, 8, 64, 64))
+TRAINED += ((512, 16, 16, 32), (512, 8, 64, 128), (16, 56, 64, 64), (16, 14, 256, 256))
 BLOCKS = ((112, 16, 96, 24, 2), (56, 24, 144, 24, 1), (56, 24, 144, 32, 2), (28, 32, 192, 64, 2))
 LAYOUT = {
     "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
@@ -98,10 +102,41 @@ def blocks(runs: int) -> list[dict]:
     return rows
 
 
+def kernels(runs: int) -> list[dict]:
+    """Rows of gradients of 3×3 kernels alone."""
+    rows = []
+    for count, side, inputs, outputs in TRAINED:
+        x = jax.random.normal(jax.random.key(0), (count, side, side, inputs))
+        y = jax.random.normal(jax.random.key(1), (count, side, side, outputs))
+        kernel = jax.random.normal(jax.random.key(2), (3, 3, inputs, outputs))
+
+        def program(conv):
+            def gradient(x, y, kernel):
+                layout = LAYOUT | {"feature_group_count": 1}
+                return jax.vjp(lambda k: conv(x, k, (1, 1), "SAME", **layout), kernel)[1](y)
+
+            compiled = jax.jit(gradient)
+            return lambda: compiled(x, y, kernel)
+
+        both = {"XLA": jax.lax.conv_general_dilated, "convolve": convolve}
+        times = summary(alternate({n: program(f) for n, f in both.items()}, runs), "convolve")
+        rows.append(
+            {"pictures": count, "side": side, "channels": f"{inputs} to {outputs}"}
+            | {f"{n} s": times[n]["seconds"] for n in both}
+            | {"ratio": times["XLA"]["ratio"]}
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
+    parser.add_argument("--kernels", action="store_true")
+    options = parser.parse_args()
+    runs = options.runs
+    report("convolve_kernels", kernels(runs), runs=runs)
+    if options.kernels:
+        return
     rows = []
     for name, shape, window, *how in cases():
         x = jax.random.normal(jax.random.key(0), shape)

@@ -121,7 +121,8 @@ def _general(x, kernel, *, strides, padding, **layout) -> jax.Array:
 def _by_pictures(x: jax.Array, kernel: jax.Array, **how) -> jax.Array:
     """XLA's convolution, of which the gradient of the kernel is summed over parts of the batch.
 
-    XLA's own, in which all pictures are channels, takes a CPU up to four times as long.
+    XLA's own, in which all pictures are channels, takes a CPU up to four times as long
+    (benchmarks/convolve.py).
     """
 
     @jax.custom_jvp
