@@ -33,6 +33,17 @@ def test_the_best_of_a_gallery():
         near(one, other)
 
 
+def test_the_centre_may_be_traced():
+    mu = PARTNERS.mean(0)
+
+    def best(x, mu):
+        explain = jf.gallery(GAP, "a", top=2, similarity=sim.centred_cosine(mu))
+        return explain(x, jnp.asarray(PARTNERS))
+
+    for one, other in zip(jax.jit(best)(X, mu), best(X, mu), strict=True):
+        near(one, other)
+
+
 def test_a_gallery_smaller_than_what_is_asked_for():
     assert jf.gallery(GAP, "a", top=10)(X, PARTNERS[:3]).heatmaps.shape == (3, 3, 4)
 

@@ -108,6 +108,8 @@ def test_starts_from_weights(tmp_path):
         *(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (first, second)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
+    (tmp_path / "a" / "model.safetensors").unlink()  # of no use to a run that has a checkpoint
+    assert same(classifier.main(run, Net(1), data()), second)
     third = classifier.load(Net(2), tmp_path / "b" / "model.safetensors")
     kernels = (m.layer.kernel[...] for m in (second, third))
     np.testing.assert_array_equal(*(k.astype(jnp.float16) for k in kernels))
