@@ -95,11 +95,12 @@ def train(
                 state = run.step(state, *jax.device_put(batch, run.batch), size=size)
                 ends, score = within + 1 == run.steps, None
                 if ends or (c.log_every and at % c.log_every == 0):
-                    row, state = _row(run, state, last, Mark(at, time.monotonic()), size)
+                    row, fresh = _row(run, state, last, Mark(at, time.monotonic()), size)
                     if _examined(run, at):
                         figures, maps = _examine(run, state, epoch, maps)
                         row, score = row | figures, figures[f"{watched(run)}_accuracy"]
                     tell.write(row)
+                    state = fresh  # not before: what ends an evaluation leaves the sums alone
                     last = seen = Mark(at, time.monotonic())
                 if time.monotonic() > seen.time + TICK:
                     seen = Mark(at, time.monotonic())
