@@ -42,10 +42,10 @@ from jaxfmi.models import MODELS
 from jaxfmi.report import panel
 
 PHOTOS = ("chelsea", "coffee")
-# A demo takes less than a minute: without the methods that need thousands of evaluations, near
-# relatives of others, and the map that a network makes itself, which the embedded one does not.
+# A demo takes less than a minute: without the methods that need thousands of evaluations, and near
+# relatives of others.
 HIDDEN = (
-    "ss_cam is_cam extremal_perturbation lfi_cam",
+    "ss_cam is_cam extremal_perturbation",
     "fd_cam group_cam ada_sise clrp sglrp excitation_backprop relevance_cam",
 )
 SHOWN = [name for name in METHODS if name not in " ".join(HIDDEN).split()]

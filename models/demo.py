@@ -1,9 +1,10 @@
-"""The embedded model: a small residual network that needs no download, for demos and tests.
+"""The embedded model: a small network with attention that needs no download, for demos and tests.
 
-Twenty classes, pictures of 64x64. It was trained by `jaxfmi.train.classifier`, on small pictures
-first (`first` in the file `weights/demo.json`) and then, from there, on those of its own size: the
-file says how, on what, and how well it does. Every convolution pads by reflection:
-with zeros, the class maps of so small a network peak at the border instead of on the object.
+Twenty classes, pictures of 64x64, and a map of its own (LFI-CAM). It was trained by
+`jaxfmi.train.classifier`, on small pictures first (`first` in the file `weights/demo.json`) and
+then, from there, on those of its own size: the file says how, on what, and how well it does. Every
+convolution of its backbone pads by reflection: with zeros, the class maps of so small a network
+peak at the border instead of on the object.
 """
 
 import json
@@ -124,14 +125,10 @@ class DemoNet(nnx.Module):
 
 
 def lfi_cam_demo(**options: Unpack[Options]) -> LfiCam:
-    """LFI-CAM on the embedded architecture, for 64×64 images and 20 classes.
+    """The embedded network with other weights: LFI-CAM on `DemoNet`, for 64×64 images.
 
-    The last block is narrower than the plain network's, so that the feature importance network
-    fits into the two megabytes with it. `options` as in `Options`, for float32 and RGB.
-
-    Trained by `jaxfmi train --config demo --model lfi_cam_demo --sizes 64 --epochs 60 --data
-    ../shared/data/tiny_imagenet20 --out runs/demo`, whose `model.safetensors` and `model.json`
-    become `weights/demo.*`; `demo_model` sees from the latter which network it is.
+    The last block is narrower than `DemoNet`'s own, so that the feature importance network fits
+    into the two megabytes with it. `options` as in `Options`, for float32 and RGB.
 
     Raises:
       ValueError: another type or number of channels.
@@ -146,11 +143,7 @@ def lfi_cam_demo(**options: Unpack[Options]) -> LfiCam:
 def demo_model() -> Pretrained:
     """Return the embedded model: no download, 20 classes, any picture squashed to 64x64."""
     card = json.loads((WEIGHTS / "demo.json").read_text())
-    classes = len(card["classes"])
-    if card["config"].get("model") == lfi_cam_demo.__name__:
-        model = nnx.eval_shape(lambda: lfi_cam_demo(num_classes=classes))
-    else:
-        model = nnx.eval_shape(lambda: DemoNet(classes, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: lfi_cam_demo(num_classes=len(card["classes"])))
     load(model, WEIGHTS / "demo.safetensors").eval()
     options: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocess"].items()

@@ -196,7 +196,7 @@ def test_the_functions_are_the_heatmaps_of_the_terms():
 def test_other_selections_come_from_one_table(mu, gate):
     with jax.enable_x64(True):
         again = jf.reselect(golden(), mu=mu, fusion=gate)
-        expected = golden(mu=mu, fusion=gate)
+        expected = golden(mu=mu, **({} if gate == "hard" else {"fusion": gate}))
         assert places(again) == places(expected)
         close(again.heatmap, expected.heatmap)
 
@@ -218,7 +218,7 @@ def test_kept_sets_are_nested():
 # Laws
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 16, 64, None])
+@pytest.mark.parametrize("chunk", [1, 16, None])
 def test_chunks_do_not_matter(chunk):
     explain = jf.sise(g3_score(), TAPS, chunk=chunk)
     x = jnp.asarray(ref.g3_image(), jnp.float32)
@@ -376,10 +376,10 @@ AUTO = {
         for name in names
     },
 }
-SLOW = {"densenet161", "densenet169", "densenet201"} | {
+SLOW = set("densenet161 densenet169 densenet201 resnet101 resnet152 cifar_resnet110".split()) | {
     f"{kind}_{name}"
     for kind in ("lfi_cam", "abn")
-    for name in ("resnet32", "resnet50", "resnet56", "resnet110", "densenet100")
+    for name in "resnet20 resnet32 resnet44 resnet50 resnet56 resnet110 densenet100".split()
 }
 
 

@@ -27,7 +27,7 @@ class Config:
         tensorflow-datasets, or the folder of one.
       out: folder for checkpoints, `log.jsonl`, TensorBoard files, `model.safetensors` and
         `model.json`. A run that was stopped goes on from there.
-      model: a name of `jaxfmi models`, or demo, the embedded network's architecture.
+      model: a name of `jaxfmi models`, or demo, the embedded network's backbone.
       model_options: words key=value for the network's constructor.
       start: weights to start from, as `jaxfmi.models.pretrained.load` takes them, or "".
       data_dir: where tensorflow-datasets keeps its data sets; "" for its usual place.

@@ -26,7 +26,7 @@ def build(
     """A network with random weights.
 
     Args:
-      name: demo, the architecture of the embedded network, or one of `MODELS`.
+      name: demo, the backbone of the embedded network, or one of `MODELS`.
       classes: the number of logits.
       options: words key=value for the network's constructor.
       precision: what it computes in.
