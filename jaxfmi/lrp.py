@@ -42,6 +42,7 @@ from jaxfmi.heatmap import divide
 from jaxfmi.pending import SPLITS, Norm, Settings, Split, check_reading
 from jaxfmi.relevance import INPUT, transport
 from jaxfmi.rules import NAMED, Composite
+from jaxfmi.walk import ATTENTION
 
 Start = Callable[[jax.Array, jax.Array], jax.Array]
 """``(logits [N], label) -> relevance [N]`` that is handed back."""
@@ -267,13 +268,16 @@ def logits(score: Score) -> Callable[[jax.Array], jax.Array]:
 
 
 def check_place(score: Score, at: str, x, *args, upto: str = "the score") -> None:
-    """Raise a ValueError where something bypasses the tag ``at`` on the way to ``score``."""
+    """Raise a ValueError where relevance bypasses the tag ``at`` on its way from ``score``.
+
+    None goes to what an attention was made of, which may therefore bypass it.
+    """
     if not isinstance(at, str):
         raise ValueError(f"at is 'input' or one tag, got {at!r}")
     if at == INPUT:
         return
     jax.eval_shape(taps.capture(score, at), x, *args)  # or an error that says what tags there are
-    if taps.depends(score, x, *args, cut=[at]):
+    if taps.depends(score, x, *args, cut=[at, ATTENTION]):
         raise ValueError(
             f"{upto} depends on the image by ways that bypass {at!r}, so that relevance there is "
             "not all of it; choose a place that everything passes through"

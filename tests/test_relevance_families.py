@@ -150,6 +150,23 @@ def test_a_family_without_biases_conserves(family):
         assert share > 1e-3 if name in LOSSY[method] else share < 1e-12
 
 
+def test_no_relevance_bypasses_a_layer_by_the_attention():
+    """LFI-CAM looks at the picture once more, but what made an attention has no relevance."""
+    model, x = network("lfi-cam of the demo"), np.random.default_rng(1).standard_normal((16, 16, 3))
+    fill(model, bias=False)
+    score, places = jaxfmi.class_score(model), ["attended", "block1", "stem", "input"]
+    maps = jax.jit(jaxfmi.fg_cam(score, "attended", at=places, size=None))(x, 2)
+    assert abs(maps[0].sum()) > 1e-3 * np.abs(maps[0]).sum()
+    for each in maps[1:]:
+        np.testing.assert_allclose(each.sum(), maps[0].sum(), rtol=1e-12)
+    box = rules.epsilon_gamma_box(eps=0.0)
+    pixels = jaxfmi.lrp_terms(score, box, bias=False)(x, 2)
+    stem = jaxfmi.lrp_terms(score, box, bias=False, at="stem")(x, 2)
+    np.testing.assert_allclose(stem.relevance.sum(), pixels.relevance.sum(), rtol=1e-11)
+    with pytest.raises(ValueError, match="bypass 'importance'"):
+        jaxfmi.lrp(score, at="importance")(x, 2)
+
+
 def test_all_families_are_here():
     there = {type(part) for name in FAMILIES for _, part in nnx.iter_modules(network(name))}
     exported = [getattr(models, name) for name in models.__all__]
