@@ -123,6 +123,8 @@ def test_the_command_line_reads_it_and_says_where_there_is_none(tmp_path):
     weights = ["--weights", str(tmp_path / "net.safetensors")]
     result = CliRunner().invoke(app, [*words, *net, *weights])
     assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(app, [*words, "--overwrite"])
+    save(filled(models.cifar_resnet20, jnp.float32), tmp_path / "plain.safetensors")
+    plain = ["--model", "cifar_resnet20", "--weights", str(tmp_path / "plain.safetensors")]
+    result = CliRunner().invoke(app, [*words, *plain, "--overwrite"])
     assert result.exit_code != 0
     assert "makes no map of its own" in result.output.replace("\n", " ")
