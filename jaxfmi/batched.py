@@ -1,6 +1,7 @@
 """Explain many images: one compilation, padded batches, all devices, progress."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ def batched(
     of: Callable[..., jax.Array] | None = None,
     progress: bool = False,
     devices: Sequence[Any] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """Make an explainer of batches: ``batched(lambda s: grad_cam(s, "stage4"), model)``.
 
@@ -37,6 +39,7 @@ def batched(
       of: the score of a class, as in ``class_score``; None for what the method asks for.
       progress: show a bar.
       devices: to be used; None for all.
+      compiler_options: XLA's, as ``jax.jit`` takes them.
 
     Returns:
       ``(images [N, H, W, C], *args [N, ...], key=None) -> heatmaps [N, H, W]``, a NumPy array (or
@@ -62,7 +65,7 @@ def batched(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         return jax.vmap(lambda k, *a: explain(*a, key=k))(keys, images, *args)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=dict(compiler_options or {}))
     def explain_batch(params, key, index, images, *args):
         whole = (PartitionSpec(), PartitionSpec())
         part = (BATCH,) * (2 + len(args))

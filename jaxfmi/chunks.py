@@ -4,38 +4,65 @@ The result does not depend on the chunk. ``chunk=None`` evaluates all at once.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.lax import ConvDimensionNumbers, conv_general_dilated_p
+
+from jaxfmi.taps import Op, rewrite
 
 
 def chunk_map(f: Callable[..., Any], xs, chunk: int | None) -> Any:
     """Stack ``f(x)`` over the leading axis of ``xs`` (an array or a tree of arrays)."""
     size = _chunk_size(chunk, xs)
-    return jax.vmap(f)(xs) if size == _length(xs) else jax.lax.map(f, xs, batch_size=size)
+    return jax.vmap(f)(xs) if size == _length(xs) else jax.lax.map(looped(f), xs, batch_size=size)
 
 
 def chunk_mean(f: Callable[..., Any], xs, chunk: int | None) -> Any:
     """Average ``f(x)`` over the leading axis of ``xs``; no more than a chunk of values is kept."""
     n, size = _length(xs), _chunk_size(chunk, xs)
 
-    def total(part):
+    def total(f, part):
         return jax.tree.map(lambda y: y.sum(0), jax.vmap(f)(part))
 
-    def add(sums, part):
-        return jax.tree.map(jnp.add, sums, total(part)), None
+    def add(f, sums, part):
+        return jax.tree.map(jnp.add, sums, total(f, part)), None
 
     whole = n - n % size
     if whole == size:
-        sums = total(jax.tree.map(lambda x: x[:size], xs))
+        sums = total(f, jax.tree.map(lambda x: x[:size], xs))
     else:
         parts = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), xs)
-        shapes = jax.eval_shape(total, jax.tree.map(lambda p: p[0], parts))
-        sums, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), parts)
+        shapes = jax.eval_shape(partial(total, f), jax.tree.map(lambda p: p[0], parts))
+        sums = jax.tree.map(jnp.zeros_like, shapes)
+        sums, _ = jax.lax.scan(partial(add, looped(f)), sums, parts)
     if whole < n:
-        sums, _ = add(sums, jax.tree.map(lambda x: x[whole:], xs))
+        sums, _ = add(f, sums, jax.tree.map(lambda x: x[whole:], xs))
     return jax.tree.map(lambda y: y / n, sums)
+
+
+def looped(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Make ``f`` as it is fast inside a loop: there, a CPU is quick with NHWC convolutions only.
+
+    Outside of loops XLA itself brings others to that form, such as the gradients of NHWC ones;
+    inside it runs a program for them that took a ResNet-18 three times as long (jaxlib 0.10.2).
+    """
+    return rewrite(f, _as_nhwc) if jax.default_backend() == "cpu" else f
+
+
+def _as_nhwc(op: Op, *operands):
+    """A convolution of any layout as one of ``[N, H, W, C]`` and ``[h, w, inputs, outputs]``."""
+    if op.name != conv_general_dilated_p.name:
+        return NotImplemented
+    given, n = op.params["dimension_numbers"], operands[0].ndim
+    sides = tuple(range(1, n - 1))
+    nhwc = ConvDimensionNumbers(
+        (0, n - 1, *sides), (n - 1, n - 2, *range(n - 2)), (0, n - 1, *sides)
+    )
+    moved = (jnp.moveaxis(a, g, w) for a, g, w in zip(operands, given, nhwc, strict=False))
+    return jnp.moveaxis(op.bind(*moved, dimension_numbers=nhwc), nhwc.out_spec, given.out_spec)
 
 
 def check_chunk(chunk: int | None, evaluations: int) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfmi.chunks import looped
 from jaxfmi.explainer import Explainer, Score, asked, explainer, wide
 from jaxfmi.modules import probability
 from jaxfmi.references import gaussian_matrix
@@ -174,7 +175,7 @@ def _descend(loss, start: jax.Array, iterations: int) -> jax.Array:
         return (jnp.clip(parameters - RATE * first, 0, 1), first), None
 
     state = (start, jnp.zeros_like(start))
-    return jax.lax.scan(step, state, jnp.arange(iterations))[0][0]
+    return jax.lax.scan(looped(step), state, jnp.arange(iterations))[0][0]
 
 
 def _blur(x: jax.Array, sigma: float) -> jax.Array:

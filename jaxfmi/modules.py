@@ -12,6 +12,7 @@ is one, and ``lambda x, label: model(x[None])[0, label]`` is the usual.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -88,12 +89,16 @@ def class_score(model: Model, of: Callable[..., jax.Array] | None = logit) -> Sc
     def score(x, *args):
         return of(apply(params, x[None])[0], *args)
 
+    @cache
+    def classes(kind) -> int:
+        return jax.eval_shape(apply, params, kind.update(shape=(1, *kind.shape))).shape[-1]
+
     def check(x, *labels):
         if of not in _OF_A_CLASS:
             return
-        classes = jax.eval_shape(apply, params, x[None]).shape[-1]
         for label in labels[: 2 if of is margin else 1]:
-            check_labels(label, classes)
+            if not isinstance(label, Tracer):  # or it can't be checked; counting takes a while
+                check_labels(label, classes(jax.typeof(x)))
 
     setattr(score, CHECK, check)
     setattr(score, OF, of)

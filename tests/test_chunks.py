@@ -101,3 +101,53 @@ def test_no_more_than_a_chunk_is_computed_at_once(method, large, chunk, most):
     program = jax.make_jaxpr(lambda xs: method(large, xs, chunk))(jnp.ones((100, 4)))
     biggest = max(np.prod(shape, initial=1) for shape in shapes(program.jaxpr))
     assert biggest == most * 4 * 1000
+
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.mark.parametrize("layout", [NHWC, ("NCHW", "OIHW", "NCHW")], ids=["NHWC", "NCHW"])
+@pytest.mark.parametrize("change", ["stride", "dilation", "groups"])
+def test_convolutions_in_loops_are_those_a_cpu_is_quick_with(layout, change):
+    """Those of gradients too, with what they were given beside the layout; values stay."""
+    options = {
+        "stride": {"window_strides": (2, 1)},
+        "dilation": {"window_strides": (1, 1), "rhs_dilation": (1, 2)},
+        "groups": {"window_strides": (1, 1), "feature_group_count": 2},
+    }[change]
+    rng = np.random.default_rng(0)
+    x = np.moveaxis(rng.standard_normal((4, 6, 7, 4)), -1, layout[0].index("C"))
+    kernel = rng.standard_normal((3, 2, 2 if change == "groups" else 4, 6))
+    kernel = kernel.transpose(["HWIO".index(axis) for axis in layout[1]])
+
+    def energy(x):
+        y = jax.lax.conv_general_dilated(
+            x[None], kernel, padding=((1, 0), (2, 1)), dimension_numbers=layout, **options
+        )
+        return (jnp.tanh(y) * jnp.arange(y.size).reshape(y.shape)).mean()
+
+    def gradients(chunk):
+        slope = jax.grad(energy)
+        return lambda xs: (chunk_map(slope, xs, chunk), chunk_mean(slope, xs, chunk))
+
+    def layouts(jaxpr):
+        return [e.params["dimension_numbers"] for e in _named("conv_general_dilated", jaxpr)]
+
+    with jax.enable_x64(True):
+        expected = jax.vmap(jax.grad(energy))(x)
+        jax.tree.map(close, gradients(2)(x), (expected, expected.mean(0)))
+        program = jax.make_jaxpr(gradients(2))(x).jaxpr
+        plain = jax.make_jaxpr(gradients(4))(x).jaxpr
+    inside = [d for loop in _named("scan", program) for d in layouts(loop.params["jaxpr"].jaxpr)]
+    dense = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+    assert inside == [dense] * 4  # forwards and backwards, in both
+    assert any(d != dense for d in layouts(plain))
+
+
+def _named(name, jaxpr):
+    """The operations of this name, in loops and functions too."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == name:
+            yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from _named(name, inner)

@@ -12,6 +12,7 @@ from flax import nnx
 from PIL import Image
 
 from jaxfmi import similarities
+from jaxfmi.chunks import looped
 from jaxfmi.command import networks
 from jaxfmi.command.files import Results, check_paths, read_picture, unique_stems
 from jaxfmi.command.networks import Network
@@ -149,7 +150,7 @@ def explain(
                 options["reference"] = constant_activation(mu)
         terms = fam_terms(embedding(state), layer, weighting=weighting, **options)
         there = jax.vmap(terms, (None, 0))(x[0], e[1:])
-        back = jax.lax.map(lambda y: terms(y, e[0]).heatmap, x[1:])
+        back = jax.lax.map(looped(lambda y: terms(y, e[0]).heatmap), x[1:])
         return {
             "query": there.heatmap,
             "partner": back,

@@ -119,17 +119,21 @@ def check(job: Job) -> None:
             raise ValueError(f"{step.method}: {error}") from error
 
 
-def logits(job: Job, size: int) -> Batched:
-    """``inputs [N, H, W, 3] -> logits [N, classes]``, ``size`` pictures at a time."""
-    return batched(lambda score: score, job.network.model, batch_size=size, of=lambda z: z)
+def logits(job: Job, size: int, **how) -> Batched:
+    """``inputs [N, H, W, 3] -> logits [N, classes]``, ``size`` pictures at a time.
+
+    ``how`` is what else ``batched`` takes.
+    """
+    return batched(lambda score: score, job.network.model, batch_size=size, of=lambda z: z, **how)
 
 
-def explainer(job: Job, step: Step, size: int) -> Batched:
+def explainer(job: Job, step: Step, size: int, **how) -> Batched:
     """``(inputs [N, H, W, 3], labels [N], places [N]) -> maps [N, H, W]``, ``size`` at a time.
 
     A picture's place seeds its noise, so that a map does not depend on the batch around it.
+    ``how`` is what else ``batched`` takes.
     """
-    return batched(step.make, job.network.model, batch_size=size, of=SCORES[job.score])
+    return batched(step.make, job.network.model, batch_size=size, of=SCORES[job.score], **how)
 
 
 def run(

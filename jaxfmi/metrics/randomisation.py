@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
+from jaxfmi.chunks import looped
 from jaxfmi.explainer import CHECK, Explainer, Score, check_image, check_key
 from jaxfmi.metrics.metric import check_heatmap
 from jaxfmi.metrics.robustness import Similarity
@@ -119,7 +120,7 @@ def parameter_randomisation(
             there = heatmap(mixed, x, *args)
             return {name: alike(original, there) for name, alike in similarities.items()}
 
-        return jax.lax.map(stage, jnp.arange(len(names)))
+        return jax.lax.map(looped(stage), jnp.arange(len(names)))
 
     def test(x, *args, key=None):
         key, x = check_key(key, "parameter_randomisation"), check_image(x)
