@@ -56,6 +56,14 @@ def test_every_batch_size_on_one_device(batch_size):
     close(explain(X, LABELS % 3), 2 * np.einsum("nijc,nc->nij", X**2, one_hot) / (HEIGHT * WIDTH))
 
 
+def test_options_of_the_compiler():
+    options = {"xla_backend_optimization_level": 1}
+    close(jf.batched(grad_cam, tiny("nnx"), compiler_options=options)(X, LABELS), expected())
+    explain = jf.batched(grad_cam, tiny("nnx"), compiler_options={"no_such_option": 1})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        explain(X, LABELS)
+
+
 @pytest.mark.parametrize("form", ["(f, params)", "f(x)"])
 def test_models_that_are_functions(form):
     apply, params = functional(tiny("nnx"))

@@ -13,7 +13,7 @@ from flax import nnx
 from PIL import Image
 from typer.testing import CliRunner
 
-from jaxfmi import class_score, grad_cam, log_odds, sise
+from jaxfmi import class_score, cli, grad_cam, log_odds, sise
 from jaxfmi.cli import SHOWN, app
 from jaxfmi.command import job, methods, networks
 from jaxfmi.models import MODELS, Preprocess
@@ -429,6 +429,11 @@ def test_demo_without_scikit_image(tmp_path, monkeypatch):
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert 'pip install "jaxfmi[demo]"' in result.stderr
+
+
+def test_compiler_options_of_the_demo_are_left_out_where_one_is_unknown():
+    assert cli._known(cli.BRIEFLY) == cli.BRIEFLY
+    assert cli._known(cli.BRIEFLY | {"no_such_option": 1}) == {}
 
 
 def test_demo(tmp_path):

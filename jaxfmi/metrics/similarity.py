@@ -95,10 +95,10 @@ def rank_correlation(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _average_ranks(v: jax.Array) -> jax.Array:
     """Twice the rank of every value, the average rank where values are tied."""
-    v = v.ravel()
-    ordered = jnp.sort(v)
-    below, up_to = (jnp.searchsorted(ordered, v, side=side) for side in ("left", "right"))
-    return (below + up_to).astype(v.dtype)
+    # Only what came out of the sort is compared: XLA may compute v once more, rounded otherwise.
+    ordered, places = jax.lax.sort((v.ravel(), jnp.arange(v.size)), num_keys=1)
+    below, up_to = (jnp.searchsorted(ordered, ordered, side=side) for side in ("left", "right"))
+    return jnp.zeros_like(ordered).at[places].set((below + up_to).astype(v.dtype))
 
 
 def thresholded_iou(a: jax.Array, b: jax.Array, *, threshold: float = 100 / 256) -> jax.Array:
