@@ -3,7 +3,7 @@
     python benchmarks/loops.py
 
 Integrated gradients of 16 points, 8 at a time: as the library has it, and with the convolutions
-left as JAX transposes them. Weights are random: they change no cost.
+left as JAX transposes them.
 """
 
 import argparse

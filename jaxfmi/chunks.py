@@ -1,6 +1,7 @@
 """Evaluate a function many times in chunks: the one place where memory is bounded.
 
-The result does not depend on the chunk. ``chunk=None`` evaluates all at once.
+The result does not depend on the chunk. ``chunk=None`` evaluates all at once. What runs in a loop,
+here or elsewhere, is ``looped``.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import ConvDimensionNumbers, conv_general_dilated_p
 
-from jaxfmi.taps import Op, rewrite
+from jaxfmi.taps import REMAT, Op, rewrite
 
 
 def chunk_map(f: Callable[..., Any], xs, chunk: int | None) -> Any:
@@ -44,23 +45,26 @@ def chunk_mean(f: Callable[..., Any], xs, chunk: int | None) -> Any:
 
 
 def looped(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Make ``f`` as it is fast inside a loop: there, a CPU is quick with NHWC convolutions only.
+    """Give ``f`` with every convolution in NHWC, the layout that a CPU is quick with inside a loop.
 
-    Outside of loops XLA itself brings others to that form, such as the gradients of NHWC ones;
-    inside it runs a program for them that took a ResNet-18 three times as long (jaxlib 0.10.2).
+    In the outermost program XLA's compiler for CPUs brings other layouts to it, such as those of
+    the gradients of NHWC convolutions; in a loop it does not, and a ResNet-18 takes 2.4 times as
+    long (jaxlib 0.10.2, ``benchmarks/loops.py``). For other devices, by JAX's default, ``f`` is as
+    it was; so are derivatives that are taken through the loop.
     """
     return rewrite(f, _as_nhwc) if jax.default_backend() == "cpu" else f
 
 
 def _as_nhwc(op: Op, *operands):
-    """A convolution of any layout as one of ``[N, H, W, C]`` and ``[h, w, inputs, outputs]``."""
-    if op.name != conv_general_dilated_p.name:
-        return NotImplemented
+    """A convolution as one of ``[N, H, W, C]`` and ``[h, w, inputs, outputs]``; others as is."""
+    if op.primitive in REMAT:
+        inside: Any = op.inside
+        return op.bind(*operands, jaxpr=jax.make_jaxpr(partial(inside, _as_nhwc))(*operands).jaxpr)
+    if op.primitive != conv_general_dilated_p.name:
+        return NotImplemented if op.opened else op(*operands)
     given, n = op.params["dimension_numbers"], operands[0].ndim
-    sides = tuple(range(1, n - 1))
-    nhwc = ConvDimensionNumbers(
-        (0, n - 1, *sides), (n - 1, n - 2, *range(n - 2)), (0, n - 1, *sides)
-    )
+    pixels, kernel = (0, n - 1, *range(1, n - 1)), (n - 1, n - 2, *range(n - 2))
+    nhwc = ConvDimensionNumbers(pixels, kernel, pixels)
     moved = (jnp.moveaxis(a, g, w) for a, g, w in zip(operands, given, nhwc, strict=False))
     return jnp.moveaxis(op.bind(*moved, dimension_numbers=nhwc), nhwc.out_spec, given.out_spec)
 

@@ -51,7 +51,7 @@ HIDDEN = (
 )
 SHOWN = [name for name in METHODS if name not in " ".join(HIDDEN).split()]
 COMPILERS = 2  # compiling is most of the time, and keeps one core busy
-# Compiles in a fourth of the time; the programs run a fifth longer, which is little.
+# On a CPU: compiles in a fourth of the time; the programs run a fifth longer, which is little.
 BRIEFLY = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
@@ -121,7 +121,7 @@ def demo(
         job = jobs.plan(networks.open_network(), SHOWN, options=SHORT)
         out.mkdir(parents=True, exist_ok=True)
     x = np.stack([job.network.preprocess(photo) for photo in photos])
-    briefly = _known(BRIEFLY)
+    briefly = _known(BRIEFLY) if jax.default_backend() == "cpu" else {}
     logits = jobs.logits(job, len(x), compiler_options=briefly)(x)
     labels = logits.argmax(-1).astype(np.int32)
     chances = np.exp(logits.max(-1) - np.logaddexp.reduce(logits, -1))

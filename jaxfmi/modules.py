@@ -90,15 +90,15 @@ def class_score(model: Model, of: Callable[..., jax.Array] | None = logit) -> Sc
         return of(apply(params, x[None])[0], *args)
 
     @cache
-    def classes(kind) -> int:
-        return jax.eval_shape(apply, params, kind.update(shape=(1, *kind.shape))).shape[-1]
+    def classes(shape, dtype) -> int:
+        return jax.eval_shape(apply, params, jax.ShapeDtypeStruct((1, *shape), dtype)).shape[-1]
 
     def check(x, *labels):
         if of not in _OF_A_CLASS:
             return
         for label in labels[: 2 if of is margin else 1]:
-            if not isinstance(label, Tracer):  # or it can't be checked; counting takes a while
-                check_labels(label, classes(jax.typeof(x)))
+            if not isinstance(label, Tracer):  # or there is no value to check: no need to count
+                check_labels(label, classes(x.shape, jax.typeof(x).dtype))
 
     setattr(score, CHECK, check)
     setattr(score, OF, of)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.extend import core
 
-from jaxfmi.chunks import check_chunk
+from jaxfmi.chunks import check_chunk, looped
 from jaxfmi.explainer import wide
 from jaxfmi.references import Baseline, replacement
 
@@ -160,7 +160,7 @@ def _stream(rows: _Rows, chunk: int | None, shared):
 
 def _open(f: Callable[..., Any], *examples):
     """Give ``f`` as ``g(closed, *args)``, and what it closes over: ``vmap`` must see that."""
-    traced, out = jax.make_jaxpr(f, return_shape=True)(*examples)
+    traced, out = jax.make_jaxpr(looped(f), return_shape=True)(*examples)
     tree = jax.tree.structure(out)
 
     def g(closed, *args):

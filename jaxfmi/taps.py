@@ -28,7 +28,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 #: Returned by a rule: open this function (a ``custom_jvp``, say) and offer what is inside it.
 INSIDE = object()
 
-_OPENED = ("jit", "pjit", "closed_call", "checkpoint", "remat", "remat2")
+REMAT = ("checkpoint", "remat", "remat2")
+_OPENED = ("jit", "pjit", "closed_call", *REMAT)
 _FUNCTIONS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")
 
 

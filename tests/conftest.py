@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Most of the time is spent in compiling, which takes a third of it where nothing is optimised and
 # XLA's older code generator is used. What one worker has compiled, others and the programs that
-# tests start find in a folder of this run.
+# tests start find in a folder of this run. A jaxlib that refuses a flag has lost it: drop it then.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxfmi-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

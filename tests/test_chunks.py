@@ -1,12 +1,18 @@
 """Chunks bound memory and change nothing else."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core
+from jax.sharding import AxisType, PartitionSpec
 
+import jaxfmi as jf
 from jaxfmi.chunks import chunk_map, chunk_mean
+from jaxfmi.metrics import parameter_randomisation
+from jaxfmi.taps import REMAT
 
 N = 7
 XS = jnp.asarray(np.random.default_rng(0).standard_normal((N, 3)))
@@ -104,10 +110,31 @@ def test_no_more_than_a_chunk_is_computed_at_once(method, large, chunk, most):
 
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+DENSE = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # the same, as numbers
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU")
 
 
+def named(name, jaxpr):
+    """The operations of this name, in loops and functions too."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == name:
+            yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from named(name, inner)
+
+
+def layouts(f, *args, loop):
+    """The layouts of convolutions inside of such loops."""
+    program = jax.make_jaxpr(f)(*args).jaxpr
+    bodies = [i for eqn in named(loop, program) for i in core.jaxprs_in_params(eqn.params)]
+    found = [named("conv_general_dilated", body) for body in bodies]
+    return [eqn.params["dimension_numbers"] for eqns in found for eqn in eqns]
+
+
+@on_cpu
 @pytest.mark.parametrize("layout", [NHWC, ("NCHW", "OIHW", "NCHW")], ids=["NHWC", "NCHW"])
 @pytest.mark.parametrize("change", ["stride", "dilation", "groups"])
+@jax.enable_x64(True)
 def test_convolutions_in_loops_are_those_a_cpu_is_quick_with(layout, change):
     """Those of gradients too, with what they were given beside the layout; values stay."""
     options = {
@@ -118,36 +145,104 @@ def test_convolutions_in_loops_are_those_a_cpu_is_quick_with(layout, change):
     rng = np.random.default_rng(0)
     x = np.moveaxis(rng.standard_normal((4, 6, 7, 4)), -1, layout[0].index("C"))
     kernel = rng.standard_normal((3, 2, 2 if change == "groups" else 4, 6))
-    kernel = kernel.transpose(["HWIO".index(axis) for axis in layout[1]])
+    kernel = jnp.asarray(kernel.transpose(["HWIO".index(axis) for axis in layout[1]]))
 
-    def energy(x):
+    def energy(x, kernel):
         y = jax.lax.conv_general_dilated(
             x[None], kernel, padding=((1, 0), (2, 1)), dimension_numbers=layout, **options
         )
         return (jnp.tanh(y) * jnp.arange(y.size).reshape(y.shape)).mean()
 
-    def gradients(chunk):
-        slope = jax.grad(energy)
-        return lambda xs: (chunk_map(slope, xs, chunk), chunk_mean(slope, xs, chunk))
+    def slopes(x):
+        return jax.grad(energy, (0, 1))(x, kernel)
 
-    def layouts(jaxpr):
-        return [e.params["dimension_numbers"] for e in _named("conv_general_dilated", jaxpr)]
-
-    with jax.enable_x64(True):
-        expected = jax.vmap(jax.grad(energy))(x)
-        jax.tree.map(close, gradients(2)(x), (expected, expected.mean(0)))
-        program = jax.make_jaxpr(gradients(2))(x).jaxpr
-        plain = jax.make_jaxpr(gradients(4))(x).jaxpr
-    inside = [d for loop in _named("scan", program) for d in layouts(loop.params["jaxpr"].jaxpr)]
-    dense = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    assert inside == [dense] * 4  # forwards and backwards, in both
-    assert any(d != dense for d in layouts(plain))
+    expected = jax.vmap(slopes)(x)
+    jax.tree.map(close, chunk_map(slopes, x, 2), expected)
+    jax.tree.map(close, chunk_mean(slopes, x, 2), jax.tree.map(lambda g: g.mean(0), expected))
+    assert layouts(lambda x: chunk_map(slopes, x, 2), x, loop="scan") == [DENSE] * 3
 
 
-def _named(name, jaxpr):
-    """The operations of this name, in loops and functions too."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == name:
-            yield eqn
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from _named(name, inner)
+KERNEL = np.random.default_rng(1).standard_normal((4, 3, 3, 3)).astype(np.float32)
+PICTURE = np.random.default_rng(2).standard_normal((16, 16, 3)).astype(np.float32)
+KEY = jax.random.key(0)
+
+
+def score(x):
+    """Of one convolution, NCHW, as other libraries have it."""
+    y = jax.lax.conv(x.transpose(2, 0, 1)[None], KERNEL, (1, 1), "SAME")
+    return jnp.tanh(jf.tag(y[0].transpose(1, 2, 0), "maps")).mean()
+
+
+LOOPS = {
+    "integrated_gradients": ("scan", jf.integrated_gradients(score, steps=4, chunk=2)),
+    "smooth_grad": ("scan", jf.smooth_grad(jf.saliency(score), samples=4, chunk=2)),
+    "extremal": ("scan", jf.extremal_perturbation(score, areas=(0.2,), iterations=2)),
+    "rise": ("while", jf.rise(score, samples=4, cells=2, chunk=2)),
+    "score_cam": ("while", jf.score_cam(score, "maps", chunk=2)),
+}
+
+
+@on_cpu
+@pytest.mark.parametrize("name", LOOPS)
+def test_so_are_those_in_the_loops_of_explainers(name):
+    loop, explain = LOOPS[name]
+    key = {"key": KEY} if name in ("smooth_grad", "rise") else {}
+    found = layouts(partial(explain, **key), PICTURE, loop=loop)
+    assert found
+    assert set(found) == {DENSE}
+
+
+@on_cpu
+def test_so_are_those_of_the_randomisation_of_parameters():
+    def model(kernel, x):
+        y = jax.lax.conv(jf.tag(x.transpose(0, 3, 1, 2), "x"), kernel["conv"], (1, 1), "SAME")
+        return y.mean((2, 3))
+
+    measure = parameter_randomisation(jf.saliency, (model, {"conv": jnp.asarray(KERNEL)}))
+    found = layouts(partial(measure, key=KEY), PICTURE, 1, loop="scan")
+    assert found
+    assert set(found) == {DENSE}
+
+
+def test_functions_in_a_loop_are_known_by_what_they_are():
+    @jax.jit
+    def conv_general_dilated(x):
+        return 2 * x
+
+    close(chunk_map(conv_general_dilated, XS, 2), 2 * XS)
+
+
+def test_checkpoints_in_a_loop_stay():
+    def f(x):
+        return jax.checkpoint(lambda x: jnp.sin(jnp.sin(x)))(x).sum()
+
+    def kept(g):
+        program = jax.make_jaxpr(lambda xs: chunk_map(g, xs, 2))(XS).jaxpr
+        return any(
+            any(named(name, loop.params["jaxpr"].jaxpr))
+            for loop in named("scan", program)
+            for name in REMAT
+        )
+
+    assert kept(f)
+    assert kept(jax.grad(f))
+    close(chunk_map(jax.grad(f), XS, 2), jnp.cos(jnp.sin(XS)) * jnp.cos(XS))
+
+
+def test_loops_inside_of_a_sharded_function():
+    """Where there are axes of a mesh, and values that are told to differ along them."""
+    mesh = jax.make_mesh((jax.device_count(),), ("part",), axis_types=(AxisType.Auto,))
+    x = jnp.stack([PICTURE + i for i in range(mesh.size)])
+
+    def weighed(x):
+        return score(x) * (1 + jax.lax.axis_index("part"))
+
+    def explain(part):
+        mean = chunk_mean(lambda t: jax.grad(weighed)(part[0] + t), jnp.arange(3.0), 1)
+        return mean[None]
+
+    spread = PartitionSpec("part")
+    got = jax.jit(jax.shard_map(explain, mesh=mesh, in_specs=spread, out_specs=spread))(x)
+    for i, picture in enumerate(x):
+        alone = np.mean([jax.grad(score)(picture + t) for t in range(3)], 0)
+        close(got[i], (1 + i) * alone)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
 from nets import CLASSES, LAYER_SIZE, TinyNnx, images, tiny
 
 import jaxfmi as jf
@@ -98,6 +99,27 @@ def test_labels_are_integers(label):
 def test_other_functions_of_the_output_take_what_they_like():
     score = jf.class_score(NET, of=lambda z, w: (z * w).sum())
     assert np.isfinite(jf.saliency(score)(X, jnp.full(CLASSES, 99.0))).all()
+
+
+def test_labels_of_images_that_are_spread_over_devices():
+    """However the image lies, classes are counted; and only where a label can be checked."""
+    mesh = jax.make_mesh((2,), ("part",), axis_types=(AxisType.Explicit,))
+    calls = []
+
+    def model(x):
+        calls.append(x.shape)
+        return x.mean((1, 2))
+
+    score = jf.class_score(model)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(np.ones((6, 4, 3), np.float32), PartitionSpec("part"))
+        np.testing.assert_allclose(jf.saliency(score)(x, 1), 1 / 24, rtol=1e-6)
+        with pytest.raises(ValueError, match="label 3 is out of range"):
+            jf.saliency(score)(x, 3)
+    calls.clear()
+    shapes = jax.ShapeDtypeStruct((5, 4, 3), np.float32), jax.ShapeDtypeStruct((), np.int32)
+    jax.eval_shape(jf.saliency(score), *shapes)
+    assert len(calls) == 1
 
 
 def test_check_labels():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfmi.cam import grad_cam
+from jaxfmi.chunks import chunk_map
 from jaxfmi.explainer import one_layer
 from jaxfmi.models.preprocess import Preprocess
 from jaxfmi.taps import capture
@@ -93,7 +94,7 @@ def pointing(model: Any, images, labels, boxes, layer: str = "auto") -> dict[str
         return {}
     images, labels, boxes = images[small], labels[small], boxes[small]
     predicted = np.asarray(jax.lax.map(lambda x: model(x[None])[0].argmax(), images, batch_size=50))
-    peaks = jax.jit(lambda x, k: jax.lax.map(lambda a: peak(*a), (x, k), batch_size=50))
+    peaks = jax.jit(lambda x, k: chunk_map(lambda a: peak(*a), (x, k), 50))
     centre = np.full((len(boxes), 2), np.array(images.shape[1:3]) // 2)
     return {
         "pointing": inside(np.asarray(peaks(images, labels)), boxes),
